@@ -1,0 +1,66 @@
+# The whole of it: `make demo` and `make test` need Python ≥ 3.11 and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUTPUT ?= demo-output
+
+# napari raises where a plugin touches the viewer from another thread.
+export NAPARI_ENSURE_PLUGIN_MAIN_THREAD = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PIP_INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt --editable
+# Files whose change calls for a new install.
+RECIPE := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint docs bench clean distclean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(VENV)/.installed ## Make .venv with the package in it
+
+demo: $(VENV)/.installed ## Upsample a real scan: a NIfTI file, a picture and scores
+	$(BIN)/python -m napari_arssr.demo --out $(DEMO_OUTPUT)
+
+test: $(VENV)/.installed-test ## Run the tests, in a real window where they need one
+	@scripts/system-libraries.sh
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs ## Build the documentation in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.installed ## Measure speed and memory
+	$(BIN)/python benchmarks/bench.py
+
+clean: ## Remove what the other commands made, except .venv
+	rm -rf build dist site $(DEMO_OUTPUT) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv too
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "napari-arssr needs Python 3.11 or newer, and $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>/dev/null || echo missing): name another with" \
+			"'make PYTHON=python3.12 …'."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) could not make $(VENV): on Debian and Ubuntu install python3-venv."; exit 1; }
+
+$(VENV)/.installed: $(RECIPE) | $(BIN)/python
+	@echo "Installing napari-arssr into $(VENV) (a few minutes the first time)"
+	@$(PIP_INSTALL) .
+	@touch $@
+
+# One extra each: .installed-test holds [test], and so on.
+$(VENV)/.installed-%: $(RECIPE) | $(BIN)/python
+	@echo "Installing napari-arssr[$*] into $(VENV) (a few minutes the first time)"
+	@$(PIP_INSTALL) '.[$*]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,32 @@
+"""The errors a user can meet: one clear sentence with file, value and way out."""
+
+from __future__ import annotations
+
+__all__ = ["ArssrError", "Cancelled", "FileError", "OutOfMemory", "UsageError"]
+
+
+class ArssrError(Exception):
+    """Something failed for a reason a user can understand and act on.
+
+    The message is one sentence that names the file or value and the way out.
+    Faces (command line, widget) print it without a traceback.
+    """
+
+
+class UsageError(ArssrError, ValueError):
+    """A value given by the user cannot be meant (exit status 2 on the command line)."""
+
+
+class FileError(ArssrError):
+    """A file cannot be read, understood or written."""
+
+
+class OutOfMemory(ArssrError):
+    """The work does not fit in the memory there is, however it is cut."""
+
+
+class Cancelled(ArssrError):
+    """The caller's ``stop`` callable asked for the work to end."""
+
+    def __init__(self, message: str = "Cancelled.") -> None:
+        super().__init__(message)
