@@ -1,0 +1,564 @@
+"""A volume as a continuous function: encode once, query anywhere.
+
+A :class:`Field` is sampled on a :class:`~napari_arssr.volume.Grid`: the whole volume at
+another voxel size, a box of it, a rotated plane. What the values are made of is the
+subclass's matter: a network (:class:`NetworkField`) or interpolation (:class:`CubicField`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from napari_arssr.devices import float32_means_float32, is_out_of_memory
+from napari_arssr.errors import Cancelled, OutOfMemory
+from napari_arssr.features import FeatureMap
+from napari_arssr.interpolation import (
+    linear_support,
+    linear_weights,
+    spline_coefficients,
+    spline_support,
+    spline_weights,
+)
+from napari_arssr.models import ArSSR
+from napari_arssr.models.decoders import ResidualDecoder
+from napari_arssr.models.lattice import Matrices, interpolate_scalars
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Box, Grid, IndexMap, Volume
+
+__all__ = ["CubicField", "Field", "NetworkField"]
+
+FloatArray = npt.NDArray[np.float32]
+Report = Callable[[float, str], None]
+Stop = Callable[[], bool]
+
+# A slab handed out by Field.slabs takes at most about this much.
+_SLAB_BYTES = 64 << 20
+# A chunk's activations should stay in the processor's cache; see benchmarks.
+_CHUNK_POINTS = 16_384
+_FEWEST_POINTS = 256
+_TILE = 16
+
+
+class Field(ABC):
+    """A continuous function of position that came from a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D. Non-finite voxels count as the darkest value, and the result is NaN in the
+        cells they cover.
+    normalizer : Normalizer
+    """
+
+    def __init__(self, volume: Volume, normalizer: Normalizer) -> None:
+        if volume.data.ndim != 3:
+            raise ValueError("A field is made from one 3D volume: take a frame of it.")
+        self.grid = volume.grid
+        self.name = volume.name
+        self.normalizer = normalizer
+        finite = np.isfinite(volume.data) if volume.data.dtype.kind == "f" else None
+        self._finite = None if finite is None or finite.all() else finite
+
+    def sample(
+        self,
+        grid: Grid,
+        *,
+        progress: Report = lambda _share, _stage: None,
+        stop: Stop = lambda: False,
+    ) -> Volume:
+        """The field at every voxel centre of ``grid``.
+
+        Parameters
+        ----------
+        grid : Grid
+            Anywhere in the world, of any orientation; outside the volume's span the result
+            is 0.
+        progress : callable
+            Told the share of the work that is done, 0 to 1, and what is being done.
+        stop : callable
+            Asked again and again; True ends the work.
+
+        Returns
+        -------
+        Volume
+            float32, in the input's units.
+
+        Raises
+        ------
+        Cancelled
+            If ``stop()`` said so.
+        OutOfMemory
+            If the work does not fit however it is cut.
+        """
+        try:
+            data = np.empty(grid.shape, dtype=np.float32)
+        except MemoryError:
+            raise OutOfMemory(
+                f"{self.name}: a result of {grid.shape} voxels takes {grid.size * 4 / 1e9:.1f} GB; "
+                "ask for a box, a coarser grid, or write it to a file slab by slab."
+            ) from None
+        for _ in self._run(grid, lambda box: data[box.slices], progress, stop):
+            pass
+        return Volume(data, grid.affine, name=self.name)
+
+    def slabs(
+        self,
+        grid: Grid,
+        *,
+        progress: Report = lambda _share, _stage: None,
+        stop: Stop = lambda: False,
+    ) -> Iterator[FloatArray]:
+        """The same as :meth:`sample`, slab by slab along z, for results beyond memory.
+
+        Yields
+        ------
+        (n, y, x) float32 arrays
+        """
+        for _, slab in self._run(
+            grid, lambda box: np.empty(box.shape, dtype=np.float32), progress, stop
+        ):
+            yield slab
+
+    def _run(
+        self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
+    ) -> Iterator[tuple[Box, FloatArray]]:
+        request = _Request.of(grid.map_into(self.grid), self.grid.shape)
+        for box, parts in self._schedule(request, grid.box, progress, stop):
+            slab = allocate(box)
+            for part in parts:
+                for chunk in part.blocks(_chunk_shape(part.shape, self._points)):
+                    if stop():
+                        raise Cancelled
+                    values = self._chunk(request, chunk)
+                    values = self._finish(request, chunk, self.normalizer.restore(values))
+                    slab[chunk.relative_to(box.start).slices] = values
+                    self._decoded(chunk, progress)
+            yield box, slab
+
+    _points = _CHUNK_POINTS
+
+    def _schedule(
+        self, request: _Request, box: Box, progress: Report, stop: Stop
+    ) -> Iterator[tuple[Box, Iterable[Box]]]:
+        """Slabs to work through, each as parts that tile it; prepares what they need."""
+        self._done, self._total = 0.0, box.size * self._point_cost
+        for slab in box.blocks(_slab_shape(box.shape)):
+            yield slab, [slab]
+
+    def _decoded(self, chunk: Box, progress: Report) -> None:
+        self._advance(chunk.size * self._point_cost, "decode", progress)
+
+    _point_cost = 1.0
+    _done = 0.0
+    _total = 1.0
+
+    def _advance(self, cost: float, stage: str, progress: Report) -> None:
+        self._done += cost
+        progress(min(self._done / self._total, 1.0), stage)
+
+    @abstractmethod
+    def _chunk(self, request: _Request, chunk: Box) -> FloatArray:
+        """Values of a chunk of the requested grid, in network units."""
+
+    def _finish(self, request: _Request, chunk: Box, values: FloatArray) -> FloatArray:
+        """Zeros outside the span, NaN in cells of non-finite voxels."""
+        if request.lattice is not None:
+            inside, nearest = request.lattice_inside(chunk), request.lattice_nearest(chunk)
+        else:
+            inside, nearest = request.points_inside(chunk), request.points_nearest(chunk)
+        if not inside.all():
+            values = np.where(inside, values, np.float32(0))
+        if self._finite is not None:
+            values = np.where(self._finite[nearest] | ~inside, values, np.float32(np.nan))
+        return values
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A grid to sample, seen from the source grid."""
+
+    index_map: IndexMap
+    size: tuple[int, int, int]
+    lattice: tuple[int, int, int] | None
+    # What chunks share, by axis, start and stop.
+    axes: dict[tuple[int, int, int], _AxisPart] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, index_map: IndexMap, size: tuple[int, int, int]) -> _Request:
+        return cls(index_map, size, index_map.axes)
+
+    @property
+    def to_sampled_order(self) -> list[int]:
+        """Transposition from source axis order to the sampled grid's."""
+        assert self.lattice is not None
+        return [self.lattice.index(axis) for axis in range(3)]
+
+    def span(self, box: Box, axis: int) -> tuple[int, int]:
+        """Start and stop of a box of the sampled grid along source axis ``axis``."""
+        assert self.lattice is not None
+        along = self.lattice[axis]
+        return box.start[along], box.stop[along]
+
+    def coordinates(self, box: Box, axis: int) -> npt.NDArray[np.float64]:
+        return self.index_map.coordinates(axis, *self.span(box, axis))
+
+    def support(self, box: Box) -> Box:
+        """The source voxels that linear interpolation of a box reads."""
+        if self.lattice is not None:
+            ends = [
+                linear_support(self.coordinates(box, axis), n) for axis, n in enumerate(self.size)
+            ]
+        else:
+            # An affine map takes no voxel of a box further out than its eight corners.
+            corners = [
+                self.index_map.points(Box((z, y, x), (z + 1, y + 1, x + 1))).reshape(3)
+                for z, y, x in product(
+                    *((a, b - 1) for a, b in zip(box.start, box.stop, strict=True))
+                )
+            ]
+            points = np.stack(corners)
+            ends = [linear_support(points[:, axis], n) for axis, n in enumerate(self.size)]
+        z, y, x = ends
+        return Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+
+    def lattice_inside(self, box: Box) -> npt.NDArray[np.bool_]:
+        masks = [_within(self.coordinates(box, axis), size) for axis, size in enumerate(self.size)]
+        if all(mask.all() for mask in masks):
+            return np.ones((1, 1, 1), dtype=bool)
+        z, y, x = masks
+        inside = z[:, None, None] & y[:, None] & x
+        return inside.transpose(self.to_sampled_order)
+
+    def lattice_nearest(self, box: Box) -> Any:
+        """Nearest source voxels of a box, as an open index in the sampled axis order."""
+        shape = [box.shape[axis] for axis in range(3)]
+        index = []
+        for axis, size in enumerate(self.size):
+            assert self.lattice is not None
+            nearest = _nearest(self.coordinates(box, axis), size)
+            view = [1, 1, 1]
+            view[self.lattice[axis]] = shape[self.lattice[axis]]
+            index.append(nearest.reshape(view))
+        return tuple(index)
+
+    def points_inside(self, box: Box) -> npt.NDArray[np.bool_]:
+        points = self.index_map.points(box)
+        inside = [_within(points[..., axis], n) for axis, n in enumerate(self.size)]
+        return np.logical_and.reduce(inside)
+
+    def points_nearest(self, box: Box) -> Any:
+        points = self.index_map.points(box)
+        return tuple(_nearest(points[..., axis], n) for axis, n in enumerate(self.size))
+
+
+class _CubicBase:
+    """Cubic B-spline interpolation of a volume in network units."""
+
+    def __init__(self, normal: FloatArray, device: torch.device) -> None:
+        self._coefficients = spline_coefficients(normal)
+        self._on_device = torch.from_numpy(self._coefficients).to(device)
+        self._device = device
+
+    def lattice(self, coordinates: list[npt.NDArray[np.float64]]) -> Tensor:
+        """(mz, my, mx) values at the coordinates along the source axes."""
+        ends, weights = [], []
+        for along, size in zip(coordinates, self._coefficients.shape, strict=True):
+            start, stop = spline_support(along, size)
+            ends.append(slice(start, stop))
+            matrix = spline_weights(along, size, start, stop)
+            weights.append(torch.from_numpy(matrix).to(self._device))
+        part = self._on_device[ends[0], ends[1], ends[2]]
+        return interpolate_scalars(part, (weights[0], weights[1], weights[2]))
+
+    def points(self, points: npt.NDArray[np.float64]) -> Tensor:
+        """(p,) values at points (p, 3)."""
+        from scipy.ndimage import map_coordinates
+
+        values = map_coordinates(
+            self._coefficients, points.T, output=np.float32, mode="mirror", prefilter=False
+        )
+        return torch.from_numpy(values).to(self._device)
+
+
+class CubicField(Field):
+    """Cubic B-spline interpolation on aligned grids: the baseline.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__(volume, Normalizer.fit(volume.data, "minmax"))
+        self._base = _CubicBase(self.normalizer.normalize(volume.data), torch.device("cpu"))
+
+    @torch.inference_mode()
+    def _chunk(self, request: _Request, chunk: Box) -> FloatArray:
+        if request.lattice is None:
+            points = request.index_map.points(chunk)
+            return self._base.points(points.reshape(-1, 3)).numpy().reshape(chunk.shape)
+        values = self._base.lattice([request.coordinates(chunk, axis) for axis in range(3)])
+        return values.numpy().transpose(request.to_sampled_order)
+
+
+class NetworkField(Field):
+    """A volume under an ArSSR network.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D.
+    model : ArSSR
+        In float32; copied to ``device`` and ``dtype``.
+    normalizer : Normalizer
+        Maps the volume to the [0, 1] the network was trained with.
+    device : torch.device
+    dtype : torch.dtype
+        Precision of the network. Interpolation of intensities is float32 always.
+    memory : int
+        Bytes for features and work, volume and result not counted.
+    tile, points : int, optional
+        Side of a feature tile in voxels; points decoded at once. They change speed, never
+        values.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        model: ArSSR,
+        normalizer: Normalizer,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        memory: int = 4 << 30,
+        tile: int = _TILE,
+        points: int = _CHUNK_POINTS,
+    ) -> None:
+        super().__init__(volume, normalizer)
+        self.device = torch.device(device)
+        self._model = copy.deepcopy(model).to(self.device, dtype)
+        # Twice as fast or more on processors, and what tensor cores want.
+        self._model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._points = points
+        self._dtype = dtype
+        normal = normalizer.normalize(volume.data)
+        # Features are kept for the next request; a pass of the encoder needs the rest.
+        self.features = FeatureMap(
+            self._model,
+            normal,
+            self.device,
+            cache_bytes=memory // 2,
+            work_bytes=memory // 2,
+            tile=tile,
+        )
+        self._base = _CubicBase(normal, self.device) if model.decoder.residual else None
+        self._voxel_cost = float(sum(p.numel() for p in model.encoder.parameters()))
+        self._point_cost = float(sum(p.numel() for p in model.decoder.parameters()))
+        # A network would make something of nothing: a constant volume stays what it is.
+        self._constant = float(normal.min()) if normal.min() == normal.max() else None
+
+    @staticmethod
+    def least_memory(
+        model: ArSSR, shape: tuple[int, int, int], dtype: torch.dtype, tile: int = _TILE
+    ) -> int:
+        """The smallest ``memory``, in bytes, that sampling a volume of ``shape`` works with."""
+        side = tile + 2 * model.halo
+        voxels = math.prod(min(side, n) for n in shape)
+        return 2 * voxels * model.encoder.peak_channels * dtype.itemsize
+
+    @property
+    def precision(self) -> str:
+        """Number format of the network: ``"float32"``, ``"bfloat16"`` or ``"float16"``."""
+        return str(self._dtype).removeprefix("torch.")
+
+    def _schedule(
+        self, request: _Request, box: Box, progress: Report, stop: Stop
+    ) -> Iterator[tuple[Box, Iterable[Box]]]:
+        if self._constant is not None:
+            yield from super()._schedule(request, box, progress, stop)
+            return
+        slabs = self._slabs(request, box)
+        costs = [
+            [self.features.cost(self._supports(request, part)) for part in parts]
+            for _, parts in slabs
+        ]
+        self._done = 0.0
+        self._total = sum(map(sum, costs)) * self._voxel_cost + box.size * self._point_cost
+
+        def advance(voxels: int) -> None:
+            self._advance(voxels * self._voxel_cost, "encode", progress)
+
+        def prepare(part: Box, planned: int = 0) -> Box:
+            """Encode what a part needs; tiles that an earlier part shared count as done."""
+            expected = self._done + planned * self._voxel_cost
+            self.features.ensure(self._supports(request, part), stop, advance)
+            self._done = max(self._done, expected)
+            return part
+
+        for (slab, parts), planned in zip(slabs, costs, strict=True):
+            if len(parts) > 1:
+                # Each part after its features: together they would not fit.
+                yield slab, map(prepare, parts, planned)
+                continue
+            prepare(slab, planned[0])
+            for piece in slab.blocks(_slab_shape(slab.shape)):
+                # Again: another request may have come between two pieces.
+                yield piece, [prepare(piece)]
+
+    def _slabs(self, request: _Request, box: Box) -> list[tuple[Box, list[Box]]]:
+        """Cut a box along z, and further if need be, until features fit in the cache."""
+
+        def fits(z: int, y: int, x: int) -> bool:
+            return all(
+                self.features.bytes_of(request.support(part)) <= self.features.cache_bytes
+                for part in box.blocks((z, y, x))
+            )
+
+        shape = list(box.shape)
+        for smallest in (8, 1):  # slivers only where points are so far apart that it takes them
+            for axis in range(3):
+                while shape[axis] > smallest and not fits(*shape):
+                    shape[axis] = max(smallest, -(-shape[axis] // 2))
+        z, y, x = shape
+        return [(slab, list(slab.blocks((z, y, x)))) for slab in box.blocks((z, *box.shape[1:]))]
+
+    def _supports(self, request: _Request, part: Box) -> list[Box]:
+        """LR boxes whose features a part needs: one, or many small ones for oblique grids."""
+        if request.lattice is not None:
+            return [request.support(part)]
+        return [
+            request.support(chunk) for chunk in part.blocks(_chunk_shape(part.shape, self._points))
+        ]
+
+    def _chunk(self, request: _Request, chunk: Box) -> FloatArray:
+        if self._constant is not None:
+            return np.full(chunk.shape, self._constant, dtype=np.float32)
+        if chunk.size > self._points:  # memory ran out since the chunks were cut
+            return self._in_parts(request, chunk)
+        try:
+            with torch.inference_mode(), float32_means_float32():
+                if request.lattice is None:
+                    return self._decode_points(request, chunk)
+                return self._decode_lattice(request, chunk)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the except clause, which would keep the failed tensors alive.
+        if self._points <= _FEWEST_POINTS:
+            raise OutOfMemory(
+                f"{self.name}: there is not enough memory on {self.device} to decode even "
+                f"{self._points} points; close other programs or lower --memory."
+            )
+        self._points //= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._in_parts(request, chunk)
+
+    def _in_parts(self, request: _Request, chunk: Box) -> FloatArray:
+        result = np.empty(chunk.shape, dtype=np.float32)
+        for part in chunk.blocks(_chunk_shape(chunk.shape, self._points)):
+            result[part.relative_to(chunk.start).slices] = self._chunk(request, part)
+        return result
+
+    def _decode_lattice(self, request: _Request, chunk: Box) -> FloatArray:
+        parts = [self._axis(request, chunk, axis) for axis in range(3)]
+        z, y, x = (part.support for part in parts)
+        nodes = self.features.nodes(Box((z[0], y[0], x[0]), (z[1], y[1], x[1])))
+        weights: Matrices = (parts[0].weights, parts[1].weights, parts[2].weights)
+        codes: Matrices = (parts[0].code, parts[1].code, parts[2].code)
+        decoded = self._model.decode_lattice(nodes, weights, codes).float()
+        if self._base is not None:
+            base = self._base.lattice([part.coordinates for part in parts])
+            decoded = base + self._gate(request) * decoded
+        return decoded.cpu().numpy().transpose(request.to_sampled_order)
+
+    def _decode_points(self, request: _Request, chunk: Box) -> FloatArray:
+        points = request.index_map.points(chunk).reshape(-1, 3)
+        support = request.support(chunk)
+        nodes = self.features.nodes(support)
+        corner = np.array(support.start)
+        if self._model.decoder.outside == "zeros":
+            nodes = torch.nn.functional.pad(nodes, (0, 0, 1, 1, 1, 1, 1, 1))
+            corner = corner - 1
+        local = torch.from_numpy(points - corner).to(self.device, torch.float32)
+        codes = [self._code(request, points[:, axis], axis) for axis in range(3)]
+        decoded = self._model.decode_points(nodes, local, (codes[0], codes[1], codes[2])).float()
+        if self._base is not None:
+            decoded = self._base.points(points) + self._gate(request) * decoded
+        return decoded.cpu().numpy().reshape(chunk.shape)
+
+    def _gate(self, request: _Request) -> float:
+        decoder = self._model.decoder
+        if isinstance(decoder, ResidualDecoder):
+            return decoder.gate(request.index_map.cell)
+        return 1.0
+
+    def _code(self, request: _Request, coordinates: npt.NDArray[np.float64], axis: int) -> Tensor:
+        # In float64 up to here: a sine of a large index in float32 would lose its phase.
+        code = self._model.decoder.encode_position(
+            torch.from_numpy(coordinates), request.size[axis], request.index_map.cell[axis]
+        )
+        return code.to(self.device, self._dtype)
+
+    def _axis(self, request: _Request, chunk: Box, axis: int) -> _AxisPart:
+        """What a chunk needs along one axis; chunks of one row share it."""
+        start, stop = request.span(chunk, axis)
+        key = axis, start, stop
+        if key not in request.axes:
+            coordinates = request.coordinates(chunk, axis)
+            size = request.size[axis]
+            first, last = linear_support(coordinates, size)
+            weights = linear_weights(coordinates, size, first, last, self._model.decoder.outside)
+            request.axes[key] = _AxisPart(
+                coordinates,
+                (first, last),
+                torch.from_numpy(weights).to(self.device, self._dtype),
+                self._code(request, coordinates, axis),
+            )
+        return request.axes[key]
+
+
+@dataclass(frozen=True)
+class _AxisPart:
+    coordinates: npt.NDArray[np.float64]
+    support: tuple[int, int]
+    weights: Tensor
+    code: Tensor
+
+
+def _within(coordinates: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.bool_]:
+    return np.asarray((coordinates >= -0.5 - 1e-6) & (coordinates <= size - 0.5 + 1e-6))
+
+
+def _nearest(coordinates: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int64]:
+    return np.clip(np.floor(coordinates + 0.5), 0, size - 1).astype(np.int64)
+
+
+def _chunk_shape(shape: tuple[int, int, int], points: int) -> tuple[int, int, int]:
+    """A block of at most ``points``, as near to a cube as ``shape`` lets it be."""
+    sides = [1, 1, 1]
+    left = float(points)
+    for rank, axis in enumerate(np.argsort(shape, kind="stable")):
+        side = min(shape[axis], max(1, math.floor(left ** (1 / (3 - rank)) + 1e-9)))
+        # Equal blocks, rather than full ones and a sliver.
+        side = -(-shape[axis] // -(-shape[axis] // side))
+        sides[axis] = side
+        left /= side
+    return sides[0], sides[1], sides[2]
+
+
+def _slab_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    plane = shape[1] * shape[2] * 4
+    return min(shape[0], max(1, _SLAB_BYTES // plane)), shape[1], shape[2]
