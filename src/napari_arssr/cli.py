@@ -1,0 +1,654 @@
+"""The command line: a thin face over the same functions a script would call.
+
+Three numbers are in the file's own order (i, j, k) here, as other NIfTI tools print them, and
+are reversed on the way in. Exit status: 0 done, 1 failed work, 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from napari_arssr.errors import ArssrError, FileError, OutOfMemory, UsageError
+
+if TYPE_CHECKING:
+    from napari_arssr.upsampling import Settings
+    from napari_arssr.volume import Box, Grid
+
+__all__ = ["main"]
+
+_FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; ``arguments`` are the process's own by default."""
+    with _ended_by_signals():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        parser = _parser()
+        options = parser.parse_args(_with_negative_values(arguments))
+        if options.run is None:
+            parser.print_help()
+            return 0
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except UsageError as error:
+        return _say(error, _WRONG_USE)
+    except ArssrError as error:
+        return _say(error, _FAILED)
+    except MemoryError:
+        return _say(f"There is not enough memory; {_MORE_MEMORY}", _FAILED)
+    except KeyboardInterrupt:
+        return _say("Interrupted; nothing unfinished was left behind.", _INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    return status
+
+
+_MORE_MEMORY = "close other programs or take a smaller volume."
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A job that a cluster ends cleans up like one that a person ends, and once is enough.
+
+    ``timeout`` and others send a signal twice, and people press Ctrl-C twice: the second must
+    not break off the cleaning up. After some seconds it counts again, for the first may have
+    been lost where Python passes exceptions over.
+    """
+    previous = -math.inf
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal previous
+        now = time.monotonic()
+        if now - previous > _DEAF_SECONDS:
+            previous = now
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        # One that is ignored, as in a background job of a shell, stays so.
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        # After a signal the process is about to end, and should not be disturbed in that.
+        if previous == -math.inf:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+_DEAF_SECONDS = 3.0
+
+
+def _with_negative_values(words: Sequence[str]) -> list[str]:
+    """``--box -1:5,…`` as ``--box=-1:5,…``: argparse takes what begins with ``-`` for an option."""
+    joined: list[str] = []
+    for word in words:
+        negative = re.match(r"-\.?\d|-inf|-nan", word)
+        if negative and joined and re.fullmatch(r"--[a-z-]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _say(error: object, status: int) -> int:
+    print(f"napari-arssr: {error}", file=sys.stderr)
+    return status
+
+
+# ------------------------------------------------------------------------------ upsample
+
+
+def _upsample(options: argparse.Namespace) -> int:
+    from napari_arssr.upsampling import Settings, Target, upsample_file
+
+    target = Target(
+        options.scale and _reversed(options.scale),
+        options.spacing and _reversed(options.spacing),
+        options.shape,
+        options.isotropic,
+    )
+    settings = Settings(
+        options.weights, options.device, options.precision, options.memory, options.normalize
+    )
+    jobs = _jobs(options.inputs, options.output)
+    if len(jobs) > 1:
+        _check_once_for_all(settings)
+    done, failed, wrong_use = [], [], True
+    for source, output in jobs:
+        try:
+            with _ProgressLine(source.name, quiet=options.quiet or options.json) as line:
+                result = upsample_file(
+                    source,
+                    output,
+                    target,
+                    box=options.box,
+                    frame=options.frame,
+                    dtype=options.dtype,
+                    settings=settings,
+                    progress=line,
+                )
+        except (ArssrError, MemoryError) as raised:
+            lack = OutOfMemory(f"{source}: there is not enough memory; {_MORE_MEMORY}")
+            error = raised if isinstance(raised, ArssrError) else lack
+            if len(jobs) == 1 and not options.json:
+                raise error from None
+            failed.append({"input": str(source), "error": str(error)})
+            if not options.json:
+                _say(error, _FAILED)
+            wrong_use = wrong_use and isinstance(error, UsageError)
+            continue
+        done.append(result)
+        if not (options.quiet or options.json):
+            print(_summary(result, line.seconds))
+    if options.json:
+        print(json.dumps({"done": done, "failed": failed}, indent=2))
+    elif failed:
+        names = ", ".join(job["input"] for job in failed)
+        _say(f"{len(failed)} of {len(jobs)} files failed: {names}.", _FAILED)
+    if failed:
+        return _WRONG_USE if wrong_use and not done else _FAILED
+    return 0
+
+
+def _check_once_for_all(settings: Settings) -> None:
+    """Refuse before the first file what would be refused for every one."""
+    from napari_arssr import weights
+    from napari_arssr.devices import choose_device, choose_precision
+
+    loaded = weights.load(settings.weights)
+    device = choose_device(settings.device)
+    choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
+
+
+def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
+    """What becomes what: one file a file, several or a folder a folder."""
+    from napari_arssr.io import volumes_in
+
+    if len(inputs) == 1 and not inputs[0].is_dir():
+        return [(inputs[0], output / inputs[0].name if output.is_dir() else output)]
+    files: list[Path] = []
+    for path in inputs:
+        found = volumes_in(path) if path.is_dir() else [path]
+        if not found:
+            raise UsageError(f"{path}: there is no volume in this folder.")
+        files += found
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: the results of several files need a folder, not a file.")
+    names: dict[str, Path] = {}
+    for file in files:
+        if file.name in names:
+            raise UsageError(
+                f"{file} and {names[file.name]} would both become {output / file.name}; "
+                "upsample them into two folders."
+            )
+        names[file.name] = file
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{output}: the folder for the results cannot be made ({error.strerror})."
+        ) from None
+    return [(file, output / file.name) for file in files]
+
+
+def _summary(result: dict[str, Any], seconds: float) -> str:
+    def sizes(values: Sequence[float]) -> str:
+        return " × ".join(f"{value:.4g}" for value in values)
+
+    return (
+        f"{result['output']}: {sizes(result['input_shape'])} → {sizes(result['output_shape'])} "
+        f"voxels, {sizes(result['input_spacing_mm'])} → {sizes(result['output_spacing_mm'])} mm, "
+        f"{seconds:.0f} s"
+    )
+
+
+class _ProgressLine:
+    """Progress with time left on one line of a terminal; every tenth on a line elsewhere."""
+
+    def __init__(self, name: str, *, quiet: bool) -> None:
+        self._name = name
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._shown = 0.0
+        self._share = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal and not self._quiet:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __call__(self, share: float, stage: str) -> None:
+        now = time.monotonic()
+        if self._quiet or (self._terminal and now - self._shown < 0.1):
+            return
+        if not self._terminal and int(share * 10) <= int(self._share * 10):
+            return
+        self._shown, self._share = now, share
+        text = f"{self._name}  {share:4.0%}  {stage}"
+        if share > 0:
+            minutes, seconds = divmod(round((now - self._started) * (1 / share - 1)), 60)
+            text += f"  {minutes}:{seconds:02} left"
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------- weights
+
+
+def _weights_list(options: argparse.Namespace) -> int:
+    from napari_arssr import weights
+
+    rows = [{"name": n, "state": weights.status(n), **r.to_dict()} for n, r in _records()]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        print(f"{row['name']:16} {row['state']:15} {row['summary']}")
+    print(f"\nDownloads are kept in {weights.cache_folder()}.")
+    return 0
+
+
+def _records() -> Any:
+    from napari_arssr.weights import REGISTRY
+
+    return REGISTRY.items()
+
+
+def _weights_info(options: argparse.Namespace) -> int:
+    from napari_arssr import weights
+
+    record = weights.describe(options.name)
+    facts = {"state": weights.status(options.name), **record.to_dict()}
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            print("  " + json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  "))
+        else:
+            print(f"{name}: {value}")
+    return 0
+
+
+def _weights_download(options: argparse.Namespace) -> int:
+    from napari_arssr import weights
+
+    for name in options.names:
+        with _ProgressLine(name, quiet=options.quiet) as line:
+
+            def progress(done: int, total: int | None, line: _ProgressLine = line) -> None:
+                line(done / total if total else 0.0, f"{done / 1e6:.1f} MB")
+
+            path = weights.fetch(name, progress=progress)
+        if not options.quiet:
+            print(path)
+    return 0
+
+
+def _weights_verify(options: argparse.Namespace) -> int:
+    from napari_arssr import weights
+
+    states = {name: weights.verify(name) for name in options.names or weights.REGISTRY}
+    if options.json:
+        print(json.dumps(states, indent=2))
+    else:
+        for name, state in states.items():
+            print(f"{name:16} {state}")
+    return _FAILED if "broken" in states.values() else 0
+
+
+# ------------------------------------------------------------------------------ simulate
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from napari_arssr.degradation import ScannerModel, simulate_file
+
+    scale = _reversed(options.scale)
+    model = ScannerModel(options.kind, options.width)
+    result = simulate_file(
+        options.input, options.output, scale, model, noise=options.noise, seed=options.seed
+    )
+    if options.json:
+        print(json.dumps(result, indent=2))
+    elif not options.quiet:
+        print(f"{result['output']}: {' × '.join(map(str, result['output_shape']))} voxels")
+    return 0
+
+
+# --------------------------------------------------------------------------------- train
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from napari_arssr.training import TrainingConfig, train_files
+
+    given = {
+        name: getattr(options, name)
+        for name in ("steps", "minutes", "batch", "patch", "learning_rate", "seed", "holdout")
+        if getattr(options, name) is not None
+    }
+    if "minutes" in given and "steps" not in given:
+        given["steps"] = 10**9
+    if options.sharp_axes is not None:
+        # The file's i, j, k are the array's axes 2, 1, 0.
+        given["sharp_axes"] = tuple(sorted(2 - "ijk".index(axis) for axis in options.sharp_axes))
+    config = replace(TrainingConfig(), **given)
+
+    def report(progress: Any) -> None:
+        if not options.quiet:
+            left = progress.seconds * (1 - progress.share) / max(progress.share, 1e-9)
+            print(
+                f"step {progress.step}  {progress.share:4.0%}  loss {progress.loss:.5f}  "
+                f"{progress.gain:+.2f} dB over cubic (held out)  {left / 60:.0f} min left",
+                flush=True,
+            )
+
+    path = train_files(
+        options.data,
+        options.out,
+        config,
+        name=options.name,
+        licence=options.licence,
+        training_data=options.training_data,
+        device=options.device,
+        resume=options.resume,
+        report=report,
+        warn=lambda text: print(f"napari-arssr: {text}", file=sys.stderr),
+    )
+    if not options.quiet:
+        print(path)
+    return 0
+
+
+# -------------------------------------------------------------------------------- parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like everything else here, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_WRONG_USE, f"{self.prog}: {message}; see '{self.prog} --help'.\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="napari-arssr",
+        description="Raise the resolution of 3D volumes by any factor.",
+        epilog="Three numbers are in the file's own order (i, j, k).",
+    )
+    parser.add_argument("--version", action=_Version)
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_upsample(commands)
+    _add_weights(commands)
+    _add_simulate(commands)
+    _add_train(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: it takes longer than the whole help."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, *_arguments: object, **_options: object) -> None:
+        import napari_arssr
+
+        print(f"napari-arssr {napari_arssr.__version__}")
+        raise SystemExit(0)
+
+
+def _add_upsample(commands: Any) -> None:
+    command = commands.add_parser(
+        "upsample",
+        help="raise the resolution of volumes",
+        description="Raise the resolution of NIfTI volumes or TIFF stacks. The result spans "
+        "exactly\nwhat the input spans. Three numbers are in the file's own order (i, j, k).",
+        epilog="examples:\n"
+        "  napari-arssr upsample t1.nii.gz out.nii.gz --scale 2.5\n"
+        "  napari-arssr upsample flair.nii.gz out.nii.gz --isotropic\n"
+        "  napari-arssr upsample folder results --spacing 0.5",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="files or folders")
+    command.add_argument(
+        "output", type=Path, metavar="OUT", help="a file; for several inputs a folder"
+    )
+    size = command.add_mutually_exclusive_group(required=True)
+    size.add_argument("--scale", type=_scale, help="2.5, or 1,1,4: voxels per input voxel")
+    size.add_argument("--spacing", type=_numbers, help="0.5, or 0.5,0.5,1: voxel size in mm")
+    size.add_argument("--isotropic", action="store_true", help="cubes of the smallest side")
+    size.add_argument("--shape", type=_shape, help="256,256,180: voxels")
+    command.add_argument(
+        "--box",
+        type=_box,
+        help="only a part: i0:i1,j0:j1,k0:k1 in voxels of the input (from 0, ends excluded), or "
+        "mm:x0:x1,y0:y1,z0:z1 in RAS millimetres",
+    )
+    command.add_argument("--frame", type=int, help="of a 4D file only this frame, from 0")
+    command.add_argument(
+        "--weights", default="default", help="a name (see 'weights list') or a file"
+    )
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    command.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the network; auto: bfloat16 where it is faster and as good",
+    )
+    command.add_argument("--memory", type=_bytes, help="most memory to take: 2GB, 800MB")
+    command.add_argument(
+        "--normalize",
+        choices=["percentile", "minmax", "none"],
+        help="how intensities are brought to [0, 1] (default: as the weights were trained)",
+    )
+    command.add_argument(
+        "--dtype", help="number type of the result: float32 (default), int16, …, or same"
+    )
+    _add_quiet_and_json(command)
+    command.set_defaults(run=_upsample)
+
+
+def _add_weights(commands: Any) -> None:
+    command = commands.add_parser("weights", help="which weights there are, and fetch them")
+    actions = command.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="all sets, and whether they are here")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(run=_weights_list)
+    info = actions.add_parser("info", help="all that is known of a set")
+    info.add_argument("name")
+    info.add_argument("--json", action="store_true")
+    info.set_defaults(run=_weights_info)
+    download = actions.add_parser("download", help="fetch sets and verify them")
+    download.add_argument("names", nargs="+", metavar="NAME")
+    download.add_argument("--quiet", action="store_true")
+    download.set_defaults(run=_weights_download)
+    verify = actions.add_parser("verify", help="compare the files that are here with their hashes")
+    verify.add_argument("names", nargs="*", metavar="NAME")
+    verify.add_argument("--json", action="store_true")
+    verify.set_defaults(run=_weights_verify)
+
+
+def _add_simulate(commands: Any) -> None:
+    command = commands.add_parser(
+        "simulate",
+        help="what a coarser scanner would see",
+        description="Make a low-resolution volume from a high-resolution one.",
+    )
+    command.add_argument("input", type=Path, metavar="HR", help="a file")
+    command.add_argument("output", type=Path, metavar="LR", help="a file")
+    command.add_argument(
+        "--scale", type=_scale, required=True, help="2, or 1,1,4: voxels of HR per voxel of LR"
+    )
+    command.add_argument(
+        "--kind",
+        default="gaussian",
+        choices=["gaussian", "slice-profile", "kspace", "cubic"],
+        help="point-spread function (default: gaussian)",
+    )
+    command.add_argument(
+        "--width", type=float, default=1.0, help="its width in LR voxels (default: 1)"
+    )
+    command.add_argument(
+        "--noise", type=float, default=0.0, help="Gaussian noise, per cent of the range"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    _add_quiet_and_json(command)
+    command.set_defaults(run=_simulate)
+
+
+def _add_train(commands: Any) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a network on your own volumes",
+        description="Train a network on high-resolution volumes. Low-resolution volumes are made "
+        "from them afresh at every step.",
+    )
+    command.add_argument("data", nargs="+", type=Path, metavar="DATA", help="files or folders")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of the run: checkpoint, log, weights"
+    )
+    command.add_argument("--name", default="trained", help="of the weights (default: trained)")
+    command.add_argument("--minutes", type=float, help="length of the run in time")
+    command.add_argument("--steps", type=int, help="length of the run in steps")
+    command.add_argument("--batch", type=int, help="pairs a step")
+    command.add_argument("--patch", type=int, help="LR voxels along each axis of a pair")
+    command.add_argument("--learning-rate", type=float)
+    command.add_argument("--seed", type=int)
+    command.add_argument("--holdout", type=int, help="volumes kept back to watch the run")
+    command.add_argument(
+        "--sharp-axes", type=_axes, help="i,j: axes along which the files are sharp"
+    )
+    command.add_argument("--device", default="auto")
+    command.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    command.add_argument("--licence", default="", help="of the weights, for their header")
+    command.add_argument("--training-data", default="", help="a citation, for the header")
+    command.add_argument("--quiet", action="store_true")
+    command.set_defaults(run=_train)
+
+
+def _add_quiet_and_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    command.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+# ---------------------------------------------------------------------- values from text
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """One number or three, above 0."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or i,j,k") from None
+    if len(values) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither one number nor three")
+    if not all(0 < value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: every number must be above 0 and finite")
+    return values
+
+
+def _scale(text: str) -> tuple[float, ...]:
+    """One scale or three, at least 1."""
+    values = _numbers(text)
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: every scale must be at least 1")
+    return values
+
+
+def _reversed(values: tuple[float, ...]) -> float | tuple[float, ...]:
+    """(i, j, k) of the command line to (z, y, x) of arrays."""
+    return values[::-1] if len(values) == 3 else values[0]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        i, j, k = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers i,j,k") from None
+    if min(i, j, k) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: every number must be at least 1")
+    return k, j, i
+
+
+def _axes(text: str) -> tuple[str, ...]:
+    axes = tuple(text.replace(",", ""))
+    if not axes or set(axes) - set("ijk"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of the axes i, j, k")
+    return axes
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory such as 2GB")
+    number, prefix, binary = match.groups()
+    unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
+    return int(float(number) * unit)
+
+
+def _box(text: str) -> Callable[[Grid], Box]:
+    """A function from the input's grid to the box meant; the grid is not known yet."""
+    in_millimetres = text.startswith("mm:")
+    try:
+        pairs = [pair.split(":") for pair in text.removeprefix("mm:").split(",")]
+        (a, b), (c, d), (e, f) = ((float(start), float(stop)) for start, stop in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not i0:i1,j0:j1,k0:k1 or mm:x0:x1,y0:y1,z0:z1"
+        ) from None
+    if not (a < b and c < d and e < f):
+        raise argparse.ArgumentTypeError(f"{text!r}: every start must lie before its stop")
+    if in_millimetres:
+        return lambda grid: grid.box_around((a, c, e), (b, d, f))
+    if any(value != int(value) for value in (a, b, c, d, e, f)):
+        raise argparse.ArgumentTypeError(f"{text!r}: voxels are whole numbers; use mm: for mm")
+
+    def voxels(grid: Grid) -> Box:
+        from napari_arssr.volume import Box
+
+        box = Box((int(e), int(c), int(a)), (int(f), int(d), int(b)))
+        shape = grid.shape[::-1]
+        if min(a, c, e) < 0 or b > shape[0] or d > shape[1] or f > shape[2]:
+            raise UsageError(
+                f"--box {text} lies outside the volume, which has "
+                f"{' × '.join(map(str, shape))} voxels (i, j, k)."
+            )
+        return box
+
+    return voxels

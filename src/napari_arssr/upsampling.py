@@ -1,0 +1,454 @@
+"""Raise the resolution of a volume: what the command line, the widget and scripts call.
+
+>>> import napari_arssr
+>>> low = napari_arssr.read("T1w.nii.gz")
+>>> high = napari_arssr.upsample(low, scale=2.5)
+>>> napari_arssr.write("T1w_high.nii.gz", high)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.normalization import Method, Normalizer
+from napari_arssr.volume import Box, Grid, Volume, as_triple
+
+if TYPE_CHECKING:
+    import torch
+
+    from napari_arssr.field import NetworkField
+    from napari_arssr.weights import Loaded
+
+__all__ = ["Settings", "Target", "encode", "upsample", "upsample_file"]
+
+Report = Callable[[float, str], None]
+Stop = Callable[[], bool]
+Scales = float | Sequence[float]
+
+
+def _no_report(_share: float, _stage: str) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Target:
+    """How fine the result is to be; exactly one of the four is given.
+
+    Parameters
+    ----------
+    scale : float or three floats
+        Voxels of the result per voxel of the input, (z, y, x); at least 1.
+    spacing : float or three floats
+        Voxel size, (z, y, x), millimetres; the nearest that keeps the span.
+    shape : three ints
+        Voxels along (z, y, x).
+    isotropic : bool
+        Cubes as near as can be to the smallest voxel side.
+    """
+
+    scale: Scales | None = None
+    spacing: Scales | None = None
+    shape: Sequence[int] | None = None
+    isotropic: bool = False
+
+    def __post_init__(self) -> None:
+        given = sum(value is not None for value in (self.scale, self.spacing, self.shape))
+        if given + self.isotropic != 1:
+            raise UsageError("Give one of scale, spacing, shape and isotropic.")
+
+    def grid(self, source: Grid, name: str = "the volume") -> Grid:
+        """The result's grid for an input's.
+
+        Raises
+        ------
+        UsageError
+            If the result would be coarser than the input along an axis.
+        """
+        if self.scale is not None:
+            if min(as_triple(self.scale, "scale")) < 1:
+                raise UsageError(f"{name}: every scale must be at least 1, not {self.scale!r}.")
+            result = source.scaled(self.scale)
+        elif self.spacing is not None:
+            result = source.with_spacing(self.spacing)
+        elif self.shape is not None:
+            result = source.with_shape(self.shape)
+        else:
+            result = source.isotropic()
+        coarser = [
+            f"{axis} ({n} to {m} voxels)"
+            for axis, n, m in zip("kji", source.shape, result.shape, strict=True)
+            if m < n
+        ]
+        if coarser:
+            raise UsageError(
+                f"{name}: the result would be coarser than the input along {', '.join(coarser)}; "
+                f"its voxels are {_sizes(source.spacing)} mm (i, j, k), so ask for none larger, "
+                "one number per axis if need be."
+            )
+        return result
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the work is done, apart from its result's grid; see :func:`upsample`."""
+
+    weights: str | os.PathLike[str] = "default"
+    device: str = "auto"
+    precision: str = "auto"
+    memory: int | None = None
+    normalize: Method | None = None
+
+
+def encode(
+    volume: Volume,
+    weights: str | os.PathLike[str] | Loaded = "default",
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    memory: int | None = None,
+    normalize: Method | None = None,
+) -> NetworkField:
+    """A volume as a continuous function, to be sampled anywhere: ``field.sample(grid)``.
+
+    Nothing is computed yet: features are encoded where samples are asked for, and kept.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D.
+    weights : str, path or Loaded
+        A registered name (``napari-arssr weights list``), a file, or what
+        :func:`napari_arssr.weights.load` gave.
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    precision : str
+        ``auto``, ``float32``, ``bfloat16``, ``float16`` (GPUs).
+    memory : int, optional
+        Bytes this process may take in all, on the CPU; by default half of what is free, and
+        on a GPU four fifths of what is free there.
+    normalize : {"percentile", "minmax", "none"}, optional
+        How intensities are brought to [0, 1]; by default as the weights were trained.
+
+    Returns
+    -------
+    NetworkField
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, a device that is not here, or too small a ``memory``.
+    FileError
+        If the weights are broken or cannot be fetched.
+    """
+    from napari_arssr import weights as registry
+    from napari_arssr.devices import choose_device, choose_precision
+    from napari_arssr.field import NetworkField
+
+    loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
+    there = choose_device(device)
+    dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
+    try:
+        normalizer = Normalizer.fit(volume.data, normalize or loaded.normalization)
+    except UsageError as error:
+        raise UsageError(f"{volume.name}: {error}") from None
+    least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype)
+    budget = _budget(there, memory, volume.grid.size, least, volume.name)
+    return NetworkField(volume, loaded.model, normalizer, device=there, dtype=dtype, memory=budget)
+
+
+def upsample(
+    volume: Volume,
+    scale: Scales | None = None,
+    *,
+    spacing: Scales | None = None,
+    shape: Sequence[int] | None = None,
+    isotropic: bool = False,
+    box: Box | None = None,
+    weights: str | os.PathLike[str] | Loaded = "default",
+    device: str = "auto",
+    precision: str = "auto",
+    memory: int | None = None,
+    normalize: Method | None = None,
+    progress: Report = _no_report,
+    stop: Stop = _never,
+) -> Volume:
+    """A volume on a finer grid of the same span.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D, or 4D: each frame by itself.
+    scale, spacing, shape, isotropic
+        How fine, one of the four; three numbers are (z, y, x). See :class:`Target`.
+    box : Box, optional
+        Only this part, in voxels of the input; equal to the same part of the whole result.
+    weights, device, precision, memory, normalize
+        See :func:`encode`.
+    progress : callable
+        Told the share of the work that is done, 0 to 1, and what is being done.
+    stop : callable
+        Asked again and again; True ends the work.
+
+    Returns
+    -------
+    Volume
+        float32, in the input's units; ``metadata["upsampling"]`` holds every setting. Along
+        an axis of scale 1 voxels stay where they are, and with all scales 1 the result is the
+        input itself.
+
+    Raises
+    ------
+    UsageError, FileError
+        If something asked for cannot be meant, or weights cannot be had.
+    OutOfMemory, Cancelled
+    """
+    from napari_arssr import weights as registry
+
+    target = Target(scale, spacing, shape, isotropic)
+    grid = output_grid(volume, target, box)
+    _check_result_fits(grid.size * volume.frames * 4, volume.name, grid)
+    record: dict[str, Any] = {}
+    if _is_identity(volume, target):
+        source = volume if box is None else volume.crop(box)
+        data = source.data.astype(np.float32)
+        progress(1.0, "copy")
+    else:
+        if not isinstance(weights, registry.Loaded):
+            weights = registry.load(weights)
+        data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
+        for number in range(volume.frames):
+            field = encode(
+                volume.frame(number),
+                weights,
+                device=device,
+                precision=precision,
+                memory=memory,
+                normalize=normalize,
+            )
+            part = _part_of(progress, number, volume.frames)
+            done = 0
+            for slab in field.slabs(grid, progress=part, stop=stop):
+                data[number, done : done + len(slab)] = slab
+                done += len(slab)
+            record = _record(field.normalizer, field.precision, str(field.device))
+        if volume.data.ndim == 3:
+            data = data[0]
+    name = weights.name if isinstance(weights, registry.Loaded) else weights
+    settings = Settings(name, device, precision, memory, normalize)
+    record = _settings_record(settings, target, box) | record
+    metadata = volume.metadata | {"upsampling": record}
+    return replace(volume, data=data, affine=grid.affine, metadata=metadata)
+
+
+def upsample_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    target: Target,
+    *,
+    box: Box | Callable[[Grid], Box] | None = None,
+    frame: int | None = None,
+    dtype: str | None = None,
+    settings: Settings | None = None,
+    progress: Report = _no_report,
+    stop: Stop = _never,
+) -> dict[str, Any]:
+    """Upsample a file into a file, slab by slab: the result is never held whole.
+
+    Parameters
+    ----------
+    source, output : path
+    target : Target
+    box : Box, or a function that takes the input's grid to one
+    frame : int, optional
+        Of a 4D file only this frame.
+    dtype : str, optional
+        Number type in the file, float32 by default; ``same`` is the input's type and scale
+        factors, rounded and clipped.
+    settings : Settings
+    progress, stop
+        See :func:`upsample`.
+
+    Returns
+    -------
+    dict
+        What was done, ready for JSON: files, shapes, spacings, settings.
+    """
+    from napari_arssr import io
+    from napari_arssr import weights as registry
+
+    settings = settings or Settings()
+    output = io.check_output(output, [source])
+    volume = io.read(source)
+    if frame is not None:
+        volume = volume.frame(frame)
+    try:
+        chosen = box(volume.grid) if callable(box) else box
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+    grid = output_grid(volume, target, chosen)
+    origin = io.origin_of(volume)
+    kept = dtype == "same" and origin.dtype is not None
+    number_type: Any = dtype or "float32"
+    if dtype == "same":
+        number_type = origin.dtype if kept else volume.data.dtype
+    record = _settings_record(settings, target, chosen)
+    loaded = registry.load(settings.weights)
+    options = asdict(settings) | {"weights": loaded}
+    # The header is written before the first voxel, so what it says is settled before.
+    normal = [_fit(volume.frame(n), settings, loaded) for n in range(volume.frames)]
+    record["normalization"] = [asdict(one) for one in normal]
+    with io.create(
+        output,
+        grid,
+        number_type,
+        frames=volume.frames,
+        time_step=volume.time_step,
+        slope=origin.slope if kept else 1.0,
+        intercept=origin.intercept if kept else 0.0,
+        description=_description(loaded.name, volume.grid, grid, chosen),
+        provenance=json.dumps({"napari-arssr": record}, sort_keys=True),
+        origin=origin,
+    ) as out:
+        for number in range(volume.frames):
+            one = volume.frame(number)
+            part = _part_of(progress, number, volume.frames)
+            if _is_identity(one, target):
+                out.write((one if chosen is None else one.crop(chosen)).data)
+                part(1.0, "copy")
+                continue
+            field = encode(one, **options)
+            for slab in field.slabs(grid, progress=part, stop=stop):
+                out.write(slab)
+            record |= _record(field.normalizer, field.precision, str(field.device))
+    return {
+        "input": str(source),
+        "output": str(output),
+        "frames": volume.frames,
+        # As the command line prints them: in the file's own order.
+        "input_shape": volume.grid.shape[::-1],
+        "output_shape": grid.shape[::-1],
+        "input_spacing_mm": [round(s, 6) for s in volume.spacing[::-1]],
+        "output_spacing_mm": [round(s, 6) for s in grid.spacing[::-1]],
+        "settings": record,
+    }
+
+
+def output_grid(volume: Volume, target: Target, box: Box | None) -> Grid:
+    """The grid of the result: the target's, or the part of it in a box of the input."""
+    grid = target.grid(volume.grid, volume.name)
+    if box is None:
+        return grid
+    try:
+        volume.grid.crop(box)
+    except UsageError as error:
+        raise UsageError(f"{volume.name}: {error}") from None
+    return grid.crop(volume.grid.box_in(grid, box))
+
+
+def _fit(volume: Volume, settings: Settings, loaded: Loaded) -> Normalizer:
+    try:
+        return Normalizer.fit(volume.data, settings.normalize or loaded.normalization)
+    except UsageError as error:
+        raise UsageError(f"{volume.name}: {error}") from None
+
+
+def _is_identity(volume: Volume, target: Target) -> bool:
+    return target.grid(volume.grid).shape == volume.grid.shape
+
+
+def _part_of(progress: Report, number: int, total: int) -> Report:
+    def report(share: float, stage: str) -> None:
+        progress((number + share) / total, stage)
+
+    return report
+
+
+def _settings_record(settings: Settings, target: Target, box: Box | None) -> dict[str, Any]:
+    import napari_arssr
+
+    wanted = {
+        name: np.asarray(value).tolist()
+        for name, value in asdict(target).items()
+        if value is not None and value is not False
+    }
+    return {
+        "version": napari_arssr.__version__,
+        "weights": Path(settings.weights).name,
+        "target_zyx": wanted,
+        "box_zyx": None if box is None else [list(box.start), list(box.stop)],
+    }
+
+
+def _record(normalizer: Normalizer, precision: str, device: str) -> dict[str, Any]:
+    return {"normalizer": asdict(normalizer), "precision": precision, "device": device}
+
+
+def _description(weights: str, source: Grid, grid: Grid, box: Box | None) -> str:
+    import napari_arssr
+
+    scale = "x".join(
+        f"{a / b:.3g}" for a, b in zip(source.spacing[::-1], grid.spacing[::-1], strict=True)
+    )
+    part = "" if box is None else " box"
+    return f"napari-arssr {napari_arssr.__version__} {weights} x{scale}{part}"[:79]
+
+
+def _sizes(spacing: Sequence[float]) -> str:
+    return " × ".join(f"{size:.4g}" for size in reversed(spacing))
+
+
+def _check_result_fits(size: int, name: str, grid: Grid) -> None:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise OutOfMemory(
+            f"{name}: a result of {grid.shape} voxels takes {_gigabytes(size)} and "
+            f"{_gigabytes(free)} are free; ask for a box or a coarser grid, or write it to a "
+            "file, which is done slab by slab."
+        )
+
+
+def _gigabytes(size: float) -> str:
+    # Rounded up: what is said to be needed is enough.
+    return f"{math.ceil(size / 1e8) / 10} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
+
+
+def _budget(device: torch.device, memory: int | None, voxels: int, least: int, name: str) -> int:
+    """Bytes for features and the encoder's work: what ``memory`` leaves after all else."""
+    import psutil
+
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(0.8 * free) if memory is None else min(memory, int(0.9 * free))
+    # Still to come: the volume in network units and its spline coefficients, a slab of the
+    # result, and a chunk's activations.
+    extra = 8 * voxels + _WORKSPACE
+    if memory is None:
+        return max(psutil.virtual_memory().available // 2 - extra, least)
+    taken = psutil.Process().memory_info().rss
+    left = memory - taken - extra
+    if left < least:
+        raise UsageError(
+            f"{name}: {_gigabytes(memory)} of memory are too little: this volume and these weights "
+            f"need {_gigabytes(taken + extra + least)}; allow more, or choose smaller weights."
+        )
+    return left
+
+
+_WORKSPACE = 160 << 20
