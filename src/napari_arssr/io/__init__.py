@@ -1,0 +1,41 @@
+"""Files ⇄ :class:`~napari_arssr.volume.Volume`: NIfTI-1 and -2, and TIFF stacks.
+
+**NIfTI** (``.nii``, ``.nii.gz``, ``.img`` with ``.hdr``; either byte order). The affine is the
+sform where the header gives one a code, else the qform, else what nibabel makes of the voxel
+sizes alone: columns to the left, rows to anterior, slices to superior, centred on the origin.
+Oblique and sheared affines are kept exactly. Micrometres and metres become millimetres,
+milli- and microseconds become seconds; a unit that is not stated counts as mm or s. Integers
+with scale factors become real values in float32, all else keeps its number type.
+
+**TIFF** (``.tif``, ``.tiff``; ImageJ, OME and plain). One channel, ZYX or TZYX. Voxel sizes come
+from ImageJ's or OME's metadata, else from the resolution tags, else they are 1 mm; a z step that
+is not stated is the size of a pixel. TIFF knows no orientation: a stack is placed by
+:meth:`~napari_arssr.volume.Grid.unoriented`, and a volume written to TIFF keeps its voxel sizes
+but loses orientation and origin. A stack of one plane cannot be told from a picture, and is
+refused as one.
+
+A file under its final name is always whole: it is written under a hidden name beside it,
+flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+from napari_arssr.io.casting import cast
+from napari_arssr.io.origin import Origin, origin_of
+from napari_arssr.io.paths import SUFFIXES, check_output, stem, volumes_in
+from napari_arssr.io.reading import read
+from napari_arssr.io.writing import SlabWriter, create, write
+
+__all__ = [
+    "SUFFIXES",
+    "Origin",
+    "SlabWriter",
+    "cast",
+    "check_output",
+    "create",
+    "origin_of",
+    "read",
+    "stem",
+    "volumes_in",
+    "write",
+]

@@ -1,0 +1,81 @@
+"""What a file says besides voxels and affine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from napari_arssr.volume import Grid, Volume
+
+__all__ = ["ALIGNED", "Layout", "Origin", "origin_of"]
+
+ALIGNED = 2
+"""Form code of an affine that came from somewhere, though not from a scanner."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a volume's file said besides voxels and affine; ``volume.metadata["origin"]``.
+
+    Parameters
+    ----------
+    format : str
+        ``"NIfTI-1"``, ``"NIfTI-2"``, ``"TIFF"``, or empty for a volume that no file holds.
+    dtype : numpy.dtype, optional
+        Number type of the stored voxels, in native byte order.
+    slope, intercept : float
+        Real value = stored value · slope + intercept.
+    form_code : int
+        What the affine's space is, NIfTI's code: 1 scanner, 2 aligned, 3 Talairach, 4 MNI152,
+        5 another template, 0 not stated.
+    intent : tuple
+        NIfTI's intent: code, three parameters, name.
+    display_range : tuple of two floats
+        Values to show as black and white (``cal_min``, ``cal_max``); (0, 0) when not stated.
+    description : str
+        What made the volume, in short: NIfTI's ``descrip``, or the first line of ImageJ's
+        "Info".
+    provenance : str
+        The same at length: the comment extensions of a NIfTI header, or the other lines.
+    """
+
+    format: str = ""
+    dtype: np.dtype[Any] | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    form_code: int = ALIGNED
+    intent: tuple[int, tuple[float, float, float], str] = (0, (0.0, 0.0, 0.0), "")
+    display_range: tuple[float, float] = (0.0, 0.0)
+    description: str = ""
+    provenance: str = ""
+
+
+def origin_of(volume: Volume) -> Origin:
+    """What the volume's file said, or the defaults where there is none."""
+    origin = volume.metadata.get("origin")
+    return origin if isinstance(origin, Origin) else Origin()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is to be known of a file before its first voxel is written.
+
+    The fields are those of :func:`napari_arssr.io.create`.
+    """
+
+    grid: Grid
+    dtype: np.dtype[Any]
+    frames: int
+    time_step: float
+    slope: float
+    intercept: float
+    description: str
+    provenance: str
+    origin: Origin
+
+    @property
+    def size(self) -> int:
+        """Bytes of all voxels."""
+        return self.frames * self.grid.size * self.dtype.itemsize

@@ -1,0 +1,135 @@
+"""Which files are volumes, and where a result may go."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.io.troubles import reason, saving
+
+__all__ = ["KNOWN", "SUFFIXES", "check_output", "files_of", "known_suffix", "stem", "volumes_in"]
+
+SUFFIXES = (".nii", ".nii.gz", ".img", ".hdr", ".tif", ".tiff")
+"""What can be read and written, in lower or upper case."""
+
+KNOWN = "NIfTI (.nii, .nii.gz, .img with .hdr) or a TIFF stack (.tif)"
+"""The same in words, for messages."""
+
+AnyPath = str | os.PathLike[str]
+
+
+def known_suffix(path: AnyPath) -> str:
+    """The suffix in lower case if it is one of :data:`SUFFIXES`, else an empty string."""
+    name = Path(path).name.lower()
+    return max((s for s in SUFFIXES if name.endswith(s) and name != s), key=len, default="")
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that a path stands for: of ``.img`` or ``.hdr`` both, the header last."""
+    if known_suffix(path) not in (".img", ".hdr"):
+        return (path,)
+    image, header = (".IMG", ".HDR") if path.suffix.isupper() else (".img", ".hdr")
+    return path.with_suffix(image), path.with_suffix(header)
+
+
+def stem(path: AnyPath) -> str:
+    """The file's name without folder and suffix: ``sub-01`` for ``data/sub-01.nii.gz``."""
+    suffix = known_suffix(path)
+    return Path(path).name[: -len(suffix)] if suffix else Path(path).stem
+
+
+def volumes_in(folder: AnyPath) -> list[Path]:
+    """Every volume in a folder, sorted by name; not in the folders inside it.
+
+    Other files and hidden ones are left out. An ``.img`` counts with its ``.hdr``, as the
+    ``.img``; either without the other is left out.
+
+    Raises
+    ------
+    FileError
+        If the folder is missing, is a file, or cannot be listed.
+    """
+    folder = Path(folder)
+    try:
+        found = sorted(
+            path
+            for path in folder.iterdir()
+            if known_suffix(path) and not path.name.startswith(".") and path.is_file()
+        )
+    except FileNotFoundError:
+        raise FileError(f"The folder {folder} does not exist; check its name.") from None
+    except NotADirectoryError:
+        raise FileError(f"{folder} is a file, not a folder; give the folder it is in.") from None
+    except OSError as error:
+        raise FileError(
+            f"The folder {folder} cannot be listed ({reason(error)}); check its permissions."
+        ) from error
+    return [
+        path
+        for path in found
+        if known_suffix(path) != ".hdr" and all(part in found for part in files_of(path))
+    ]
+
+
+def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
+    """See that a result can be written to ``path``, before the work that makes it.
+
+    Parameters
+    ----------
+    path : path
+        Where the result shall go.
+    inputs : iterable of paths
+        Files that must not be overwritten.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    UsageError
+        If the suffix is unknown, or ``path`` is a folder or one of the inputs (under whatever
+        name, through whatever link).
+    FileError
+        If its folder is missing or cannot be written to, or the file is write-protected.
+    """
+    path = Path(path)
+    with saving(path, 0):
+        _check_output(path, inputs)
+    return path
+
+
+def _check_output(path: Path, inputs: Iterable[AnyPath]) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; add a file name, such as {path / 'result.nii.gz'}.")
+    if not known_suffix(path):
+        raise UsageError(f"{path} does not end in a known suffix; write {KNOWN}.")
+    files = files_of(path)
+    for given in inputs:
+        if any(_same(mine, theirs) for mine in files for theirs in files_of(Path(given))):
+            raise UsageError(f"{path} is the input itself; give the result another name.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileError(f"The folder {folder} does not exist; make it first, or choose another.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FileError(
+            f"The folder {folder} cannot be written to ({reason(error)}); choose another."
+        ) from error
+    for file in files:
+        # Where the system allows, asked of the user that writing will be done as.
+        effective = os.access in os.supports_effective_ids
+        if file.exists() and not os.access(file, os.W_OK, effective_ids=effective):
+            raise FileError(f"{file} is write-protected; delete it or choose another name.")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist yet
+        return one.resolve() == other.resolve()

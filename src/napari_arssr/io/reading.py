@@ -1,0 +1,63 @@
+"""Reading a volume, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from napari_arssr.errors import FileError
+from napari_arssr.io import nifti, tiff
+from napari_arssr.io.paths import KNOWN, AnyPath, files_of, known_suffix
+from napari_arssr.io.troubles import reading
+from napari_arssr.volume import Volume
+
+__all__ = ["read"]
+
+
+def read(path: AnyPath) -> Volume:
+    """Read a NIfTI image or a TIFF stack.
+
+    Parameters
+    ----------
+    path : path
+        ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (each finds the other), ``.tif``, ``.tiff``.
+
+    Returns
+    -------
+    Volume
+        Real values, (z, y, x) or (t, z, y, x); trailing axes of length 1 are dropped. Affine
+        in RAS+ millimetres; time step in seconds, 0 where the file does not say.
+        :func:`~napari_arssr.io.origin_of` tells the rest.
+
+    Raises
+    ------
+    FileError
+        If the file is missing, unreadable, damaged, of another kind, not 3D or 4D, not of real
+        numbers, or its voxel sizes or affine cannot be.
+    OutOfMemory
+        If the volume does not fit in memory.
+    """
+    path = Path(path)
+    with reading(path):
+        _check(path)
+        if known_suffix(path) in tiff.SUFFIXES:
+            return tiff.read(path)
+        return nifti.read(path)
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        raise FileError(f"{path} is a folder; give a file in it.")
+    for file in (path, *files_of(path)):
+        if not file.exists():
+            if file.is_symlink():
+                raise FileError(
+                    f"{file} is a link to {file.readlink()}, which is not there; fetch that file "
+                    "first (datalad get)."
+                )
+            if file == path:
+                raise FileError(f"{path} does not exist; check its name.")
+            raise FileError(f"{path} needs {file.name} beside it; put both in one folder.")
+        if file.stat().st_size == 0:
+            raise FileError(f"{file} is empty (0 bytes); copy or export it again.")
+    if not known_suffix(path):
+        raise FileError(f"{path} has no suffix known here; convert it to {KNOWN}.")

@@ -1,0 +1,293 @@
+"""TIFF stacks: ImageJ, OME and plain ones are read, ImageJ's are written."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from xml.etree import ElementTree
+
+import numpy as np
+
+from napari_arssr.errors import FileError
+from napari_arssr.io.origin import Layout, Origin
+from napari_arssr.io.troubles import closing, cut_off, not_real
+from napari_arssr.volume import Grid, Triple, Volume
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPageSeries
+
+__all__ = ["DTYPES", "SUFFIXES", "read", "start"]
+
+SUFFIXES = (".tif", ".tiff")
+
+DTYPES = tuple(np.dtype(code) for code in ("u1", "u2", "i2", "f4"))
+"""Number types that ImageJ knows."""
+
+_MILLIMETRES = {
+    "nm": 1e-6,
+    "nanometer": 1e-6,
+    "um": 1e-3,
+    "µm": 1e-3,
+    "μm": 1e-3,  # Greek mu; above it is the micro sign
+    "\\u00b5m": 1e-3,
+    "micron": 1e-3,
+    "microns": 1e-3,
+    "micrometer": 1e-3,
+    "micrometre": 1e-3,
+    "mm": 1.0,
+    "millimeter": 1.0,
+    "millimetre": 1.0,
+    "cm": 10.0,
+    "centimeter": 10.0,
+    "m": 1e3,
+    "meter": 1e3,
+    "in": 25.4,
+    "inch": 25.4,
+    "Å": 1e-7,
+    "pm": 1e-9,
+}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
+
+
+def read(path: Path) -> Volume:
+    """Read one stack; see :func:`napari_arssr.io.read`."""
+    import tifffile
+
+    # Whatever a broken file makes of tifffile's parser (it raises nearly everything) is one
+    # thing to the user. Its log repeats in its own words what is said here.
+    try:
+        with _quiet("tifffile"), tifffile.TiffFile(path) as tiff:
+            series = _only_series(path, tiff)
+            axes = _sizes(path, series)
+            stored = series.asarray().reshape(*axes.values())
+            spacing, time_step, description, provenance = _metadata(tiff)
+    except (FileError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if "imagecodecs" in str(error):
+            raise FileError(
+                f"{path} is compressed in a way that needs one more package; run "
+                "`pip install imagecodecs`, or save it uncompressed."
+            ) from None
+        raise FileError(
+            f"{path} is not a whole TIFF file ({str(error) or type(error).__name__}); copy or "
+            "export it again."
+        ) from None
+    if tuple(axes)[:2] == ("Z", "T"):
+        stored = stored.swapaxes(0, 1)
+    native = stored.dtype.newbyteorder("=")
+    data = np.ascontiguousarray(stored, dtype=native)
+    shape = data.shape[-3:]
+    if not all(math.isfinite(step) and step > 0 for step in spacing):
+        raise FileError(
+            f"{path} has voxel sizes of {' × '.join(f'{s:g}' for s in spacing[::-1])} mm; correct "
+            "them (in ImageJ: Image > Properties)."
+        )
+    return Volume(
+        data,
+        Grid.unoriented((shape[0], shape[1], shape[2]), spacing).affine,
+        time_step=time_step if data.ndim == 4 else 0.0,
+        name=path.name,
+        metadata={
+            "origin": Origin(
+                format="TIFF", dtype=native, description=description, provenance=provenance
+            )
+        },
+    )
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:
+    """The one image of the file, if its voxels are real numbers and all there."""
+    if len(tiff.series) != 1:
+        raise FileError(
+            f"{path} holds {len(tiff.series)} images; save the one that is meant as a file of its "
+            "own."
+        )
+    series = tiff.series[0]
+    photometric = getattr(series.keyframe.photometric, "name", "")
+    kind = series.dtype.kind
+    if photometric in ("RGB", "PALETTE", "CFA", "YCBCR", "CIELAB", "SEPARATED"):
+        raise FileError(f"{path} is a colour image; save one channel as a grey stack.")
+    if kind not in "iuf":
+        name = "boolean" if kind == "b" else "complex" if kind == "c" else str(series.dtype)
+        raise not_real(path, name)
+    size = path.stat().st_size
+    if series.is_multifile or any(page is None for page in series):
+        raise FileError(
+            f"{path} is one part of a series of OME files; save the series as one file."
+        )
+    segments = [
+        (offset, count)
+        for page in series
+        if page is not None
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    ]
+    contiguous = series.dataoffset
+    if contiguous is not None:
+        segments.append((contiguous, series.nbytes))
+    if not segments or any(offset + count > size for offset, count in segments):
+        raise cut_off(path, series.nbytes)
+    return series
+
+
+def _sizes(path: Path, series: TiffPageSeries) -> dict[str, int]:
+    """Sizes by axis, of ZYX, TZYX or ZTYX; unnamed axes count as time and z."""
+    sizes = [
+        (axis, n)
+        for axis, n in zip(series.axes, series.shape, strict=True)
+        if n > 1 or axis in "YX"
+    ]
+    text = "×".join(str(n) for _, n in sizes)
+    names = [axis for axis, _ in sizes]
+    channels = math.prod(n for axis, n in sizes if axis in "CS")
+    if channels > 1:
+        raise FileError(f"{path} has {channels} channels; save one of them as a file of its own.")
+    if names[-2:] != ["Y", "X"]:
+        raise FileError(f"{path} has axes {''.join(names)} ({text}), not planes of rows; save ZYX.")
+    if len(names) == 2:
+        raise FileError(f"{path} is 2D ({text}), not 3D; give a stack of planes.")
+    leading = ["?" if axis in "QI" else axis for axis in names[:-2]]
+    if leading == ["T"]:
+        raise FileError(
+            f"{path} is a time series of 2D images ({text}); if its frames are planes, swap the "
+            "axes (in ImageJ: Image > Properties)."
+        )
+    if leading == ["?"]:
+        leading = ["Z"]
+    elif len(leading) == 2:
+        given = set(leading)
+        if leading[0] == "?":
+            leading[0] = "Z" if leading[1] == "T" else "T"
+        if leading[1] == "?":
+            leading[1] = "T" if "Z" in given else "Z"
+    if leading not in (["Z"], ["T", "Z"], ["Z", "T"]):
+        raise FileError(
+            f"{path} has axes {''.join(names)} ({text}), more than z, y, x and time; save ZYX."
+        )
+    return dict(zip([*leading, "Y", "X"], (n for _, n in sizes), strict=True))
+
+
+def _metadata(tiff: TiffFile) -> tuple[Triple, float, str, str]:
+    """Voxel size (z, y, x) in mm, time step in s, description, provenance."""
+    if tiff.ome_metadata:
+        spacing, time_step = _ome_sizes(tiff.ome_metadata)
+        return spacing, time_step, "", ""
+    tags = tiff.pages.first.tags
+    imagej: Mapping[str, Any] = tiff.imagej_metadata or {}
+    meta = imagej or (tiff.shaped_metadata or ({},))[0]
+    unit = str(meta.get("unit", "")).strip()
+    scale = _MILLIMETRES.get(unit, _MILLIMETRES.get(unit.lower()))
+    if scale is None:  # ImageJ's "pixel", or nothing: the tag may know
+        scale = {2: 25.4, 3: 10.0}.get(int(tags.valueof("ResolutionUnit") or 1), 1.0)
+    x, y = (_pixel_size(tags.valueof(name)) for name in ("XResolution", "YResolution"))
+    # As ImageJ does: 0 says nothing, and a sign tells the order of planes, not their distance.
+    z = abs(_number(meta.get("spacing"))) or x
+    interval = _number(meta.get("finterval")) or (
+        1 / _number(meta.get("fps")) if _number(meta.get("fps")) else 0.0
+    )
+    description, _, provenance = str(imagej.get("Info", "")).partition("\n")
+    return (
+        (z * scale, y * scale, x * scale),
+        interval if math.isfinite(interval) and interval > 0 else 0.0,
+        description,
+        provenance,
+    )
+
+
+def _pixel_size(resolution: Any) -> float:
+    """Units per pixel of a rational tag of pixels per unit; 1 where there is none."""
+    if not resolution:
+        return 1.0
+    count, per = resolution
+    return per / count if count and per else 1.0
+
+
+def _number(value: Any) -> float:
+    """A number of the metadata; 0 where there is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _ome_sizes(text: str) -> tuple[Triple, float]:
+    """Voxel size (z, y, x) in mm and time step in s of OME-XML."""
+    root = ElementTree.fromstring(text)  # noqa: S314 (expat caps the expansion of entities)
+    pixels = next((e for e in root.iter() if e.tag.rsplit("}", 1)[-1] == "Pixels"), None)
+    given: Mapping[str, str] = {} if pixels is None else pixels.attrib
+
+    def size(axis: str) -> float | None:
+        if f"PhysicalSize{axis}" not in given:
+            return None
+        unit = given.get(f"PhysicalSize{axis}Unit", "µm")
+        return float(given[f"PhysicalSize{axis}"]) * _MILLIMETRES.get(unit, 1.0)
+
+    x, y = size("X"), size("Y")
+    first = next((step for step in (x, y) if step is not None), 1.0)
+    z = size("Z")
+    step = _number(given.get("TimeIncrement")) * _SECONDS.get(
+        given.get("TimeIncrementUnit", "s"), 0.0
+    )
+    return (
+        first if z is None else z,
+        first if y is None else y,
+        first if x is None else x,
+    ), step if math.isfinite(step) and step > 0 else 0.0
+
+
+def start(temporary: Sequence[Path], layout: Layout, stack: ExitStack) -> BinaryIO:
+    """Begin an ImageJ hyperstack: a file, closed by ``stack``, that takes the voxels from here on.
+
+    tifffile lays out the file with a hole for the voxels.
+    """
+    import tifffile
+
+    spacing = layout.grid.spacing
+    unit, scale = ("um", 1e3) if min(spacing) < 0.1 else ("mm", 1.0)
+    metadata: dict[str, Any] = {
+        "axes": "TZYX",
+        "spacing": spacing[0] * scale,
+        "unit": unit,
+        "Info": "\n".join(text for text in (layout.description, layout.provenance) if text),
+    }
+    if layout.frames > 1 and layout.time_step > 0:
+        metadata["finterval"] = layout.time_step
+    with warnings.catch_warnings():
+        # Beyond 4 GB ImageJ's own way is one page that stands for all of them.
+        warnings.filterwarnings("ignore", message=".*truncating ImageJ file")
+        placed = tifffile.imwrite(
+            temporary[0],
+            shape=(layout.frames, *layout.grid.shape),
+            dtype=layout.dtype,
+            imagej=True,
+            resolution=(_per_unit(spacing[2] * scale), _per_unit(spacing[1] * scale)),
+            metadata=metadata,
+            returnoffset=True,
+        )
+    assert placed is not None  # what is not compressed lies in one piece
+    file = stack.enter_context(closing(temporary[0].open("r+b")))
+    file.seek(placed[0])
+    return file
+
+
+def _per_unit(size: float) -> tuple[int, int]:
+    """Pixels per unit as the fraction of two 32-bit integers that a TIFF tag holds."""
+    fraction = (1 / Fraction(size)).limit_denominator(1_000_000)
+    return fraction.numerator, fraction.denominator

@@ -1,0 +1,304 @@
+"""Writing a volume, whatever its format: whole under its name, or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr.errors import UsageError
+from napari_arssr.io import nifti, tiff
+from napari_arssr.io.casting import cast
+from napari_arssr.io.origin import Layout, Origin, origin_of
+from napari_arssr.io.paths import AnyPath, check_output, files_of, known_suffix
+from napari_arssr.io.troubles import disk_full, saving
+from napari_arssr.volume import Grid, Volume
+
+__all__ = ["SlabWriter", "create", "write"]
+
+# Voxels cast and written at a time: small beside any volume, large beside the cost of a call.
+_PART = 1 << 21
+
+
+def write(
+    path: AnyPath,
+    volume: Volume,
+    *,
+    dtype: npt.DTypeLike | Literal["same"] | None = None,
+    description: str | None = None,
+    provenance: str | None = None,
+) -> Path:
+    """Write a volume; the suffix says which format.
+
+    Parameters
+    ----------
+    path : path
+        ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (both are written), ``.tif``, ``.tiff``.
+    volume : Volume
+    dtype : dtype or "same", optional
+        Number type in the file; the array's own by default. ``"same"`` is the type and the
+        scale factors of the file that the volume was read from. Values are rounded and
+        clipped, see :func:`~napari_arssr.io.cast`.
+    description : str, optional
+        What made the volume, for NIfTI's ``descrip`` (79 bytes are kept); this program and
+        its version by default.
+    provenance : str, optional
+        The same at length, for a comment in the header.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    UsageError
+        If the suffix is unknown or the format cannot hold the number type.
+    FileError
+        If the file cannot be written. Nothing is left behind then.
+    """
+    origin = origin_of(volume)
+    slope, intercept = 1.0, 0.0
+    if isinstance(dtype, str) and dtype == "same":
+        if origin.dtype is not None:
+            slope, intercept = origin.slope, origin.intercept
+        dtype = origin.dtype
+    with create(
+        path,
+        volume.grid,
+        volume.data.dtype if dtype is None else dtype,
+        frames=volume.frames,
+        time_step=volume.time_step,
+        slope=slope,
+        intercept=intercept,
+        description=description,
+        provenance=provenance,
+        origin=origin,
+    ) as out:
+        for frame in volume.data.reshape(-1, *volume.grid.shape):
+            out.write(frame)
+    return Path(path)
+
+
+class SlabWriter:
+    """Takes a volume plane by plane; made by :func:`~napari_arssr.io.create`.
+
+    Attributes
+    ----------
+    planes : int
+        Planes that the file has, over all frames.
+    written : int
+        Planes that it has got.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, layout: Layout) -> None:
+        self.planes = layout.frames * layout.grid.shape[0]
+        self.written = 0
+        self._path = path
+        self._file = file
+        self._layout = layout
+
+    def write(self, slab: npt.NDArray[Any]) -> None:
+        """Append planes.
+
+        Parameters
+        ----------
+        slab : (n, y, x) array
+            The next n planes along z, in real values; after the last plane of a frame comes
+            the first of the next.
+
+        Raises
+        ------
+        ValueError
+            If the planes have another shape, or are more than the file has room for.
+        FileError
+            If the disk is full or fails.
+        """
+        layout = self._layout
+        slab = np.asarray(slab)
+        plane = layout.grid.shape[1:]
+        if slab.ndim != 3 or slab.shape[1:] != plane:
+            raise ValueError(f"{self._path} takes slabs of (n, *{plane}), not {slab.shape}.")
+        if self.written + len(slab) > self.planes:
+            raise ValueError(
+                f"{self._path} has {self.planes} planes, not {self.written + len(slab)}."
+            )
+        step = max(1, _PART // math.prod(plane))
+        for start in range(0, len(slab), step):
+            part = cast(slab[start : start + step], layout.dtype, layout.slope, layout.intercept)
+            with saving(self._path, layout.size):
+                self._file.write(np.ascontiguousarray(part).data.cast("B"))
+            self.written += len(part)
+
+
+@contextmanager
+def create(
+    path: AnyPath,
+    grid: Grid,
+    dtype: npt.DTypeLike,
+    *,
+    frames: int = 1,
+    time_step: float = 0.0,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    description: str | None = None,
+    provenance: str | None = None,
+    origin: Origin | None = None,
+) -> Iterator[SlabWriter]:
+    """Write a volume slab by slab, in bounded memory.
+
+    ::
+
+        with create("out.nii.gz", grid, np.float32) as out:
+            for slab in slabs:  # (n, y, x) each, along z, frame after frame
+                out.write(slab)
+
+    The file gets its name when the block ends well and every plane was written. Otherwise,
+    whatever ended the block, nothing is left behind, and an older file of that name is
+    untouched.
+
+    Parameters
+    ----------
+    path : path
+        The suffix says which format.
+    grid : Grid
+        Shape and affine of a frame.
+    dtype : dtype
+        Number type in the file.
+    frames : int
+        Number of frames; more than 1 makes the file 4D.
+    time_step : float
+        Seconds between frames.
+    slope, intercept : float
+        Scale factors of the file: real value = stored · slope + intercept. Slabs hold real
+        values, stored as :func:`~napari_arssr.io.cast` says.
+    description, provenance : str, optional
+        What made the volume, in short and at length.
+    origin : Origin, optional
+        What the input's file said: form code, intent and display range are taken from it.
+
+    Yields
+    ------
+    SlabWriter
+
+    Raises
+    ------
+    UsageError, FileError
+        As :func:`~napari_arssr.io.write` and :func:`~napari_arssr.io.check_output`.
+    ValueError
+        If planes are missing at the end.
+    """
+    path = check_output(path)
+    layout = Layout(
+        grid,
+        _storable(path, dtype, scaled=slope != 1 or intercept != 0),
+        frames,
+        time_step,
+        slope,
+        intercept,
+        _made_by() if description is None else description,
+        provenance or "",
+        origin or Origin(),
+    )
+    if frames < 1:
+        raise UsageError(f"{path}: a volume has at least one frame, not {frames}.")
+    _check_space(path, layout.size)
+    finals = files_of(path)
+    token = secrets.token_hex(4)
+    temporary = [path.with_name(f".{token}{known_suffix(final)}") for final in finals]
+    start = tiff.start if known_suffix(path) in tiff.SUFFIXES else nifti.start
+    try:
+        with ExitStack() as stack:
+            with saving(path, layout.size):
+                file = start(temporary, layout, stack)
+            out = SlabWriter(path, file, layout)
+            yield out
+            if out.written != out.planes:
+                raise ValueError(f"{path} got {out.written} of its {out.planes} planes.")
+            with saving(path, layout.size):
+                _finish(file)
+        with saving(path, layout.size):
+            _rename(temporary, finals)
+    finally:
+        for name in temporary:
+            with suppress(OSError):
+                name.unlink(missing_ok=True)
+
+
+def _storable(path: Path, dtype: npt.DTypeLike, *, scaled: bool) -> np.dtype[Any]:
+    """The type in native byte order, if the format can hold it."""
+    try:
+        kind = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        raise UsageError(f"{dtype!r} is no number type; choose int16 or float32.") from None
+    if known_suffix(path) not in tiff.SUFFIXES:
+        if kind not in nifti.DTYPES.values():
+            raise UsageError(
+                f"{path}: voxels of {kind} are not written; choose an integer type, float32 or "
+                "float64."
+            )
+    elif kind not in tiff.DTYPES:
+        raise UsageError(
+            f"{path}: an ImageJ TIFF cannot hold {kind}; choose uint8, uint16, int16 or float32, "
+            "or write .nii.gz."
+        )
+    elif scaled:
+        raise UsageError(
+            f"{path}: TIFF has no scale factors; choose float32 as number type, or write .nii.gz."
+        )
+    return kind
+
+
+def _made_by() -> str:
+    import napari_arssr
+
+    return f"napari-arssr {napari_arssr.__version__}"
+
+
+def _check_space(path: Path, need: int) -> None:
+    """Refuse before the work what would fail after it."""
+    # How far voxels shrink is not known before, only that no deflate stream shrinks further.
+    shrunk = nifti.LARGEST_EXPANSION if known_suffix(path) == ".nii.gz" else 1
+    with suppress(OSError):
+        usage = shutil.disk_usage(path.parent)
+        if usage.total > 0 and usage.free < need / shrunk:
+            raise disk_full(path, need)
+
+
+def _finish(file: Any) -> None:
+    """Have every byte on the disk, before a name says so."""
+    raw = file
+    if isinstance(file, gzip.GzipFile):
+        raw = file.fileobj
+        file.close()
+    raw.flush()
+    os.fsync(raw.fileno())
+
+
+def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
+    # Of a pair the header goes first and comes last: without it there is no image, and an old
+    # one must not meet new voxels.
+    for stale in finals[1:]:
+        stale.unlink(missing_ok=True)
+    try:
+        for old, new in zip(temporary, finals, strict=True):
+            old.replace(new)
+    except BaseException:
+        if len(finals) == 2:
+            finals[0].unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be flushed
+        folder = os.open(finals[0].parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # some network file systems refuse; the names stand
+                os.fsync(folder)
+        finally:
+            os.close(folder)
