@@ -11,9 +11,6 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +31,8 @@ from napari_arssr.models import ArSSR
 from napari_arssr.models.decoders import ResidualDecoder
 from napari_arssr.models.lattice import Matrices, interpolate_scalars
 from napari_arssr.normalization import Normalizer
-from napari_arssr.volume import Box, Grid, IndexMap, Volume
+from napari_arssr.request import Request
+from napari_arssr.volume import Box, Grid, Volume
 
 __all__ = ["CubicField", "Field", "NetworkField"]
 
@@ -44,8 +42,9 @@ Stop = Callable[[], bool]
 
 # A slab handed out by Field.slabs takes at most about this much.
 _SLAB_BYTES = 64 << 20
-# A chunk's activations should stay in the processor's cache; see benchmarks.
-_CHUNK_POINTS = 16_384
+# A layer's activations should stay in the processor's cache, and yet be enough to multiply.
+_CHUNK_BYTES = 4 << 20
+_CHUNK_POINTS = 16_384  # of interpolation
 _FEWEST_POINTS = 256
 _TILE = 16
 
@@ -133,7 +132,7 @@ class Field(ABC):
     def _run(
         self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
     ) -> Iterator[tuple[Box, FloatArray]]:
-        request = _Request.of(grid.map_into(self.grid), self.grid.shape)
+        request = Request.of(grid, self.grid)
         for box, parts in self._schedule(request, grid.box, progress, stop):
             slab = allocate(box)
             for part in parts:
@@ -149,7 +148,7 @@ class Field(ABC):
     _points = _CHUNK_POINTS
 
     def _schedule(
-        self, request: _Request, box: Box, progress: Report, stop: Stop
+        self, request: Request, box: Box, progress: Report, stop: Stop
     ) -> Iterator[tuple[Box, Iterable[Box]]]:
         """Slabs to work through, each as parts that tile it; prepares what they need."""
         self._done, self._total = 0.0, box.size * self._point_cost
@@ -168,98 +167,17 @@ class Field(ABC):
         progress(min(self._done / self._total, 1.0), stage)
 
     @abstractmethod
-    def _chunk(self, request: _Request, chunk: Box) -> FloatArray:
+    def _chunk(self, request: Request, chunk: Box) -> FloatArray:
         """Values of a chunk of the requested grid, in network units."""
 
-    def _finish(self, request: _Request, chunk: Box, values: FloatArray) -> FloatArray:
+    def _finish(self, request: Request, chunk: Box, values: FloatArray) -> FloatArray:
         """Zeros outside the span, NaN in cells of non-finite voxels."""
-        if request.lattice is not None:
-            inside, nearest = request.lattice_inside(chunk), request.lattice_nearest(chunk)
-        else:
-            inside, nearest = request.points_inside(chunk), request.points_nearest(chunk)
-        if not inside.all():
-            values = np.where(inside, values, np.float32(0))
         if self._finite is not None:
-            values = np.where(self._finite[nearest] | ~inside, values, np.float32(np.nan))
+            known = self._finite[request.nearest(chunk)]
+            values = np.where(known, values, np.float32(np.nan))
+        if not request.all_inside:
+            values = np.where(request.inside(chunk), values, np.float32(0))
         return values
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A grid to sample, seen from the source grid."""
-
-    index_map: IndexMap
-    size: tuple[int, int, int]
-    lattice: tuple[int, int, int] | None
-    # What chunks share, by axis, start and stop.
-    axes: dict[tuple[int, int, int], _AxisPart] = field(default_factory=dict, compare=False)
-
-    @classmethod
-    def of(cls, index_map: IndexMap, size: tuple[int, int, int]) -> _Request:
-        return cls(index_map, size, index_map.axes)
-
-    @property
-    def to_sampled_order(self) -> list[int]:
-        """Transposition from source axis order to the sampled grid's."""
-        assert self.lattice is not None
-        return [self.lattice.index(axis) for axis in range(3)]
-
-    def span(self, box: Box, axis: int) -> tuple[int, int]:
-        """Start and stop of a box of the sampled grid along source axis ``axis``."""
-        assert self.lattice is not None
-        along = self.lattice[axis]
-        return box.start[along], box.stop[along]
-
-    def coordinates(self, box: Box, axis: int) -> npt.NDArray[np.float64]:
-        return self.index_map.coordinates(axis, *self.span(box, axis))
-
-    def support(self, box: Box) -> Box:
-        """The source voxels that linear interpolation of a box reads."""
-        if self.lattice is not None:
-            ends = [
-                linear_support(self.coordinates(box, axis), n) for axis, n in enumerate(self.size)
-            ]
-        else:
-            # An affine map takes no voxel of a box further out than its eight corners.
-            corners = [
-                self.index_map.points(Box((z, y, x), (z + 1, y + 1, x + 1))).reshape(3)
-                for z, y, x in product(
-                    *((a, b - 1) for a, b in zip(box.start, box.stop, strict=True))
-                )
-            ]
-            points = np.stack(corners)
-            ends = [linear_support(points[:, axis], n) for axis, n in enumerate(self.size)]
-        z, y, x = ends
-        return Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
-
-    def lattice_inside(self, box: Box) -> npt.NDArray[np.bool_]:
-        masks = [_within(self.coordinates(box, axis), size) for axis, size in enumerate(self.size)]
-        if all(mask.all() for mask in masks):
-            return np.ones((1, 1, 1), dtype=bool)
-        z, y, x = masks
-        inside = z[:, None, None] & y[:, None] & x
-        return inside.transpose(self.to_sampled_order)
-
-    def lattice_nearest(self, box: Box) -> Any:
-        """Nearest source voxels of a box, as an open index in the sampled axis order."""
-        shape = [box.shape[axis] for axis in range(3)]
-        index = []
-        for axis, size in enumerate(self.size):
-            assert self.lattice is not None
-            nearest = _nearest(self.coordinates(box, axis), size)
-            view = [1, 1, 1]
-            view[self.lattice[axis]] = shape[self.lattice[axis]]
-            index.append(nearest.reshape(view))
-        return tuple(index)
-
-    def points_inside(self, box: Box) -> npt.NDArray[np.bool_]:
-        points = self.index_map.points(box)
-        inside = [_within(points[..., axis], n) for axis, n in enumerate(self.size)]
-        return np.logical_and.reduce(inside)
-
-    def points_nearest(self, box: Box) -> Any:
-        points = self.index_map.points(box)
-        return tuple(_nearest(points[..., axis], n) for axis, n in enumerate(self.size))
 
 
 class _CubicBase:
@@ -270,16 +188,16 @@ class _CubicBase:
         self._on_device = torch.from_numpy(self._coefficients).to(device)
         self._device = device
 
-    def lattice(self, coordinates: list[npt.NDArray[np.float64]]) -> Tensor:
-        """(mz, my, mx) values at the coordinates along the source axes."""
-        ends, weights = [], []
-        for along, size in zip(coordinates, self._coefficients.shape, strict=True):
-            start, stop = spline_support(along, size)
-            ends.append(slice(start, stop))
-            matrix = spline_weights(along, size, start, stop)
-            weights.append(torch.from_numpy(matrix).to(self._device))
-        part = self._on_device[ends[0], ends[1], ends[2]]
-        return interpolate_scalars(part, (weights[0], weights[1], weights[2]))
+    def lattice(self, request: Request, chunk: Box) -> Tensor:
+        """Values of a chunk of an aligned grid, in source axis order."""
+        z, y, x = (request.along("spline", chunk, axis, self._weights) for axis in range(3))
+        part = self._on_device[z[0], y[0], x[0]]
+        return interpolate_scalars(part, (z[1], y[1], x[1]))
+
+    def _weights(self, coordinates: npt.NDArray[np.float64], size: int) -> tuple[slice, Tensor]:
+        start, stop = spline_support(coordinates, size)
+        weights = spline_weights(coordinates, size, start, stop)
+        return slice(start, stop), torch.from_numpy(weights).to(self._device)
 
     def points(self, points: npt.NDArray[np.float64]) -> Tensor:
         """(p,) values at points (p, 3)."""
@@ -305,12 +223,12 @@ class CubicField(Field):
         self._base = _CubicBase(self.normalizer.normalize(volume.data), torch.device("cpu"))
 
     @torch.inference_mode()
-    def _chunk(self, request: _Request, chunk: Box) -> FloatArray:
+    def _chunk(self, request: Request, chunk: Box) -> FloatArray:
         if request.lattice is None:
-            points = request.index_map.points(chunk)
+            points = request.points(chunk)
             return self._base.points(points.reshape(-1, 3)).numpy().reshape(chunk.shape)
-        values = self._base.lattice([request.coordinates(chunk, axis) for axis in range(3)])
-        return values.numpy().transpose(request.to_sampled_order)
+        values = self._base.lattice(request, chunk)
+        return values.numpy().transpose(request.to_asked_order)
 
 
 class NetworkField(Field):
@@ -344,14 +262,14 @@ class NetworkField(Field):
         dtype: torch.dtype = torch.float32,
         memory: int = 4 << 30,
         tile: int = _TILE,
-        points: int = _CHUNK_POINTS,
+        points: int | None = None,
     ) -> None:
         super().__init__(volume, normalizer)
         self.device = torch.device(device)
         self._model = copy.deepcopy(model).to(self.device, dtype)
         # Twice as fast or more on processors, and what tensor cores want.
         self._model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self._points = points
+        self._points = points or _CHUNK_BYTES // (model.config.decoder_width * dtype.itemsize)
         self._dtype = dtype
         normal = normalizer.normalize(volume.data)
         # Features are kept for the next request; a pass of the encoder needs the rest.
@@ -384,7 +302,7 @@ class NetworkField(Field):
         return str(self._dtype).removeprefix("torch.")
 
     def _schedule(
-        self, request: _Request, box: Box, progress: Report, stop: Stop
+        self, request: Request, box: Box, progress: Report, stop: Stop
     ) -> Iterator[tuple[Box, Iterable[Box]]]:
         if self._constant is not None:
             yield from super()._schedule(request, box, progress, stop)
@@ -417,7 +335,7 @@ class NetworkField(Field):
                 # Again: another request may have come between two pieces.
                 yield piece, [prepare(piece)]
 
-    def _slabs(self, request: _Request, box: Box) -> list[tuple[Box, list[Box]]]:
+    def _slabs(self, request: Request, box: Box) -> list[tuple[Box, list[Box]]]:
         """Cut a box along z, and further if need be, until features fit in the cache."""
 
         def fits(z: int, y: int, x: int) -> bool:
@@ -434,7 +352,7 @@ class NetworkField(Field):
         z, y, x = shape
         return [(slab, list(slab.blocks((z, y, x)))) for slab in box.blocks((z, *box.shape[1:]))]
 
-    def _supports(self, request: _Request, part: Box) -> list[Box]:
+    def _supports(self, request: Request, part: Box) -> list[Box]:
         """LR boxes whose features a part needs: one, or many small ones for oblique grids."""
         if request.lattice is not None:
             return [request.support(part)]
@@ -442,7 +360,7 @@ class NetworkField(Field):
             request.support(chunk) for chunk in part.blocks(_chunk_shape(part.shape, self._points))
         ]
 
-    def _chunk(self, request: _Request, chunk: Box) -> FloatArray:
+    def _chunk(self, request: Request, chunk: Box) -> FloatArray:
         if self._constant is not None:
             return np.full(chunk.shape, self._constant, dtype=np.float32)
         if chunk.size > self._points:  # memory ran out since the chunks were cut
@@ -466,26 +384,27 @@ class NetworkField(Field):
             torch.cuda.empty_cache()
         return self._in_parts(request, chunk)
 
-    def _in_parts(self, request: _Request, chunk: Box) -> FloatArray:
+    def _in_parts(self, request: Request, chunk: Box) -> FloatArray:
         result = np.empty(chunk.shape, dtype=np.float32)
         for part in chunk.blocks(_chunk_shape(chunk.shape, self._points)):
             result[part.relative_to(chunk.start).slices] = self._chunk(request, part)
         return result
 
-    def _decode_lattice(self, request: _Request, chunk: Box) -> FloatArray:
-        parts = [self._axis(request, chunk, axis) for axis in range(3)]
-        z, y, x = (part.support for part in parts)
-        nodes = self.features.nodes(Box((z[0], y[0], x[0]), (z[1], y[1], x[1])))
-        weights: Matrices = (parts[0].weights, parts[1].weights, parts[2].weights)
-        codes: Matrices = (parts[0].code, parts[1].code, parts[2].code)
-        decoded = self._model.decode_lattice(nodes, weights, codes).float()
+    def _decode_lattice(self, request: Request, chunk: Box) -> FloatArray:
+        parts = [
+            request.along("network", chunk, axis, self._along(request, axis)) for axis in range(3)
+        ]
+        nodes = self.features.nodes(request.support(chunk))
+        weights: Matrices = (parts[0][0], parts[1][0], parts[2][0])
+        terms: Matrices = (parts[0][1], parts[1][1], parts[2][1])
+        decoded = self._model.decode_lattice(nodes, weights, terms).float()
         if self._base is not None:
-            base = self._base.lattice([part.coordinates for part in parts])
-            decoded = base + self._gate(request) * decoded
-        return decoded.cpu().numpy().transpose(request.to_sampled_order)
+            base = self._base.lattice(request, chunk)
+            decoded = torch.add(base, decoded, alpha=self._gate(request))
+        return decoded.cpu().numpy().transpose(request.to_asked_order)
 
-    def _decode_points(self, request: _Request, chunk: Box) -> FloatArray:
-        points = request.index_map.points(chunk).reshape(-1, 3)
+    def _decode_points(self, request: Request, chunk: Box) -> FloatArray:
+        points = request.points(chunk).reshape(-1, 3)
         support = request.support(chunk)
         nodes = self.features.nodes(support)
         corner = np.array(support.start)
@@ -493,57 +412,38 @@ class NetworkField(Field):
             nodes = torch.nn.functional.pad(nodes, (0, 0, 1, 1, 1, 1, 1, 1))
             corner = corner - 1
         local = torch.from_numpy(points - corner).to(self.device, torch.float32)
-        codes = [self._code(request, points[:, axis], axis) for axis in range(3)]
-        decoded = self._model.decode_points(nodes, local, (codes[0], codes[1], codes[2])).float()
+        z, y, x = (self._term(request, points[:, axis], axis) for axis in range(3))
+        decoded = self._model.decode_points(nodes, local, (z, y, x)).float()
         if self._base is not None:
-            decoded = self._base.points(points) + self._gate(request) * decoded
+            decoded = torch.add(self._base.points(points), decoded, alpha=self._gate(request))
         return decoded.cpu().numpy().reshape(chunk.shape)
 
-    def _gate(self, request: _Request) -> float:
+    def _gate(self, request: Request) -> float:
         decoder = self._model.decoder
         if isinstance(decoder, ResidualDecoder):
             return decoder.gate(request.index_map.cell)
         return 1.0
 
-    def _code(self, request: _Request, coordinates: npt.NDArray[np.float64], axis: int) -> Tensor:
+    def _term(self, request: Request, coordinates: npt.NDArray[np.float64], axis: int) -> Tensor:
         # In float64 up to here: a sine of a large index in float32 would lose its phase.
         code = self._model.decoder.encode_position(
             torch.from_numpy(coordinates), request.size[axis], request.index_map.cell[axis]
         )
-        return code.to(self.device, self._dtype)
+        return self._model.decoder.position_term(axis, code.to(self.device, self._dtype))
 
-    def _axis(self, request: _Request, chunk: Box, axis: int) -> _AxisPart:
-        """What a chunk needs along one axis; chunks of one row share it."""
-        start, stop = request.span(chunk, axis)
-        key = axis, start, stop
-        if key not in request.axes:
-            coordinates = request.coordinates(chunk, axis)
-            size = request.size[axis]
-            first, last = linear_support(coordinates, size)
-            weights = linear_weights(coordinates, size, first, last, self._model.decoder.outside)
-            request.axes[key] = _AxisPart(
-                coordinates,
-                (first, last),
-                torch.from_numpy(weights).to(self.device, self._dtype),
-                self._code(request, coordinates, axis),
-            )
-        return request.axes[key]
+    def _along(
+        self, request: Request, axis: int
+    ) -> Callable[[npt.NDArray[np.float64], int], tuple[Tensor, Tensor]]:
+        """Maker of interpolation weights and position term along an axis."""
 
+        def make(coordinates: npt.NDArray[np.float64], size: int) -> tuple[Tensor, Tensor]:
+            start, stop = linear_support(coordinates, size)
+            outside = self._model.decoder.outside
+            weights = linear_weights(coordinates, size, start, stop, outside)
+            on_device = torch.from_numpy(weights).to(self.device)
+            return on_device, self._term(request, coordinates, axis)
 
-@dataclass(frozen=True)
-class _AxisPart:
-    coordinates: npt.NDArray[np.float64]
-    support: tuple[int, int]
-    weights: Tensor
-    code: Tensor
-
-
-def _within(coordinates: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.bool_]:
-    return np.asarray((coordinates >= -0.5 - 1e-6) & (coordinates <= size - 0.5 + 1e-6))
-
-
-def _nearest(coordinates: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int64]:
-    return np.clip(np.floor(coordinates + 0.5), 0, size - 1).astype(np.int64)
+        return make
 
 
 def _chunk_shape(shape: tuple[int, int, int], points: int) -> tuple[int, int, int]:

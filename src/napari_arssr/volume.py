@@ -30,6 +30,9 @@ Affine = npt.NDArray[np.float64]
 # volume by 1/200 voxel.
 _ALIGNED = 1e-5
 
+# Along an axis; beyond it, and long before floats end, a request is a slip of the keyboard.
+_MOST_VOXELS = 2**40
+
 
 def as_triple(value: float | Sequence[float], name: str = "value") -> Triple:
     """One number for all axes, or three, as a tuple of three finite floats.
@@ -147,6 +150,11 @@ class IndexMap:
             raise ValueError("The grids are not aligned: use points().")
         step = self.matrix[axis, axes[axis]]
         return np.asarray(self.matrix[axis, 3] + step * np.arange(start, stop, dtype=np.float64))
+
+    def corners(self, box: Box) -> npt.NDArray[np.float64]:
+        """Source indices of the corner voxels of ``box``, (8, 3); all others lie between."""
+        ends = [(a, b - 1) for a, b in zip(box.start, box.stop, strict=True)]
+        return np.asarray(list(product(*ends)) @ self.matrix[:3, :3].T + self.matrix[:3, 3])
 
     def points(self, box: Box) -> npt.NDArray[np.float64]:
         """Source indices of every voxel of ``box``, shape (z, y, x, 3), last axis (z, y, x)."""
@@ -270,6 +278,11 @@ class Grid:
         points = np.asarray(world, dtype=np.float64)
         return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
 
+    @property
+    def corners(self) -> npt.NDArray[np.float64]:
+        """Centres of the eight corner voxels, (8, 3), RAS+ millimetres."""
+        return self.world(list(product(*((0, n - 1) for n in self.shape))))
+
     def map_into(self, source: Grid) -> IndexMap:
         """Where this grid's voxels lie in the voxel indices of ``source``."""
         matrix = np.linalg.solve(source.index_affine, self.index_affine)
@@ -287,9 +300,8 @@ class Grid:
 
     def departure(self, affine: npt.ArrayLike) -> float:
         """How far another affine of the same shape moves a corner, in voxels along an axis."""
-        corners = np.array(list(product(*((0, n - 1) for n in self.shape))), dtype=np.float64)
-        moved = self.index(Grid(self.shape, np.asarray(affine)).world(corners))
-        return float(np.abs(moved - corners).max())
+        moved = Grid(self.shape, np.asarray(affine)).corners
+        return float(np.abs(self.index(moved) - self.index(self.corners)).max())
 
     def with_shape(self, shape: Sequence[int]) -> Grid:
         """The same span cut into another number of voxels, ``shape`` in (z, y, x) order.
@@ -299,6 +311,10 @@ class Grid:
         """
         if len(shape) != 3 or min(shape) < 1:
             raise UsageError(f"A shape needs three sizes of at least 1, not {tuple(shape)}.")
+        if max(shape) > _MOST_VOXELS:
+            raise UsageError(
+                f"A shape of more than {_MOST_VOXELS} voxels along an axis is too large."
+            )
         new = _shape(shape)
         ratio = np.array(self.shape, dtype=np.float64) / np.array(new, dtype=np.float64)
         to_old = np.diag([*ratio[::-1], 1.0])
@@ -311,8 +327,8 @@ class Grid:
         if min(factors) <= 0:
             raise UsageError(f"scale must be above 0, not {scale!r}.")
         sizes = [n * k for n, k in zip(self.shape, factors, strict=True)]
-        if not all(math.isfinite(size) for size in sizes):
-            raise UsageError(f"scale {scale!r} is too large for any volume.")
+        if max(sizes) > _MOST_VOXELS:
+            raise UsageError(f"scale {max(factors):g} is too large for any volume.")
         return self.with_shape([max(1, _round(size)) for size in sizes])
 
     def with_spacing(self, spacing: float | Sequence[float]) -> Grid:
@@ -320,6 +336,9 @@ class Grid:
         steps = as_triple(spacing, "spacing")
         if min(steps) <= 0:
             raise UsageError(f"spacing must be above 0 mm, not {spacing!r}.")
+        sizes = [n * old / new for n, old, new in zip(self.shape, self.spacing, steps, strict=True)]
+        if max(sizes) > _MOST_VOXELS:
+            raise UsageError(f"spacing of {min(steps):g} mm is too small for any volume.")
         return self.scaled([old / new for old, new in zip(self.spacing, steps, strict=True)])
 
     def isotropic(self) -> Grid:

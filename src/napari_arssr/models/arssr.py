@@ -107,6 +107,11 @@ class ArSSR(nn.Module):
         features: Tensor = self.encoder(volumes.unsqueeze(1))
         return features.permute(0, 2, 3, 4, 1)
 
+    def position_terms(self, codes: Matrices) -> Matrices:
+        """What decoding takes of the position codes along z, y, x."""
+        z, y, x = (self.decoder.position_term(axis, code) for axis, code in enumerate(codes))
+        return z, y, x
+
     def decode_lattice(self, nodes: Tensor, weights: Matrices, positions: Matrices) -> Tensor:
         """Decoder output at every point of a lattice.
 
@@ -117,7 +122,7 @@ class ArSSR(nn.Module):
         weights : three (…, m, n) tensors
             Linear interpolation along z, y, x.
         positions : three (…, m, q) tensors
-            Position codes along z, y, x, from ``decoder.encode_position``.
+            Position terms along z, y, x, from :meth:`position_terms`.
 
         Returns
         -------
@@ -139,7 +144,7 @@ class ArSSR(nn.Module):
         points : (p, 3) tensor
             In indices of ``nodes``, (z, y, x).
         positions : three (p, q) tensors
-            Position codes along z, y, x.
+            Position terms along z, y, x.
 
         Returns
         -------

@@ -62,9 +62,10 @@ class RDN(nn.Module):
     ) -> None:
         super().__init__()
         self.halo = 2 + blocks * layers + 2
-        # The last dense layer's input and output, and what waits outside the block.
+        # The last dense layer's input and output, what waits outside the block, and scratch;
+        # measured.
         dense = features + layers * growth
-        self.peak_channels = max(2 * dense, 4 * growth + dense) + 4 * features
+        self.peak_channels = 2 * dense + 4 * features + 3 * growth
         self.sfe1 = _conv(1, features)
         self.sfe2 = _conv(features, features)
         self.rdbs = nn.ModuleList(
@@ -97,7 +98,7 @@ class ResCNN(nn.Module):
 
     def __init__(self, feature_dim: int = 128, features: int = 64) -> None:
         super().__init__()
-        self.peak_channels = 3 * features + feature_dim
+        self.peak_channels = 4 * features + feature_dim
         self.conv_start = nn.Sequential(_conv(1, features), nn.ReLU(inplace=True))
         self.block1, self.block2, self.block3 = (
             nn.Sequential(
@@ -139,7 +140,7 @@ class SRResNet(nn.Module):
     def __init__(self, feature_dim: int = 128, features: int = 64, blocks: int = 18) -> None:
         super().__init__()
         self.halo = 3 + 2 * blocks
-        self.peak_channels = 3 * features + feature_dim
+        self.peak_channels = 4 * features + feature_dim
         self.features = nn.Sequential(
             nn.Sequential(_conv(1, features)),
             *(_ResidualBlock(features) for _ in range(blocks)),

@@ -33,13 +33,17 @@ def interpolate_lattice(nodes: Tensor, matrices: Matrices) -> Tensor:
     """
     # x, then y, then z: with channels last each is a plain product without a transpose, and
     # the largest one comes once.
+    dtype = nodes.dtype
+    if nodes.device.type == "cpu" and not torch.is_grad_enabled():
+        # Processors multiply such small matrices faster in float32 than in anything shorter.
+        nodes = nodes.float()
     along_z, along_y, along_x = (matrix.to(nodes.dtype) for matrix in matrices)
     *batch, z, y, _, channels = nodes.shape
     result = torch.matmul(along_x[..., None, None, :, :], nodes)
     result = torch.matmul(along_y[..., None, :, :], result.reshape(*batch, z, y, -1))
     result = torch.matmul(along_z, result.reshape(*batch, z, -1))
     sizes = (along_z.shape[-2], along_y.shape[-2], along_x.shape[-2])
-    return result.reshape(*batch, *sizes, channels)
+    return result.reshape(*batch, *sizes, channels).to(dtype)
 
 
 def interpolate_scalars(nodes: Tensor, matrices: Matrices) -> Tensor:

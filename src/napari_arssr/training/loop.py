@@ -161,7 +161,8 @@ class TrainingRun:
             weights, positions = there(batch.weights), there(batch.positions)
             if self.config.bfloat16:  # autocast does not reach the interpolation's operands
                 nodes = nodes.to(torch.bfloat16)
-            decoded = model.decode_lattice(nodes, weights, positions)
+            terms = model.position_terms(positions)
+            decoded = model.decode_lattice(nodes, weights, terms)
         base, gate = there((batch.base, batch.gate))
         return base + gate * decoded.float()
 
