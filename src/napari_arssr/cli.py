@@ -39,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        parser = _parser()
-        options = parser.parse_args(_with_negative_values(arguments))
-        if options.run is None:
-            parser.print_help()
-            return 0
-        status: int = options.run(options)
-        sys.stdout.flush()
+        try:
+            parser = _parser()
+            options = parser.parse_args(_with_negative_values(arguments))
+            if options.run is None:
+                parser.print_help()
+                return 0
+            return int(options.run(options))
+        finally:
+            sys.stdout.flush()  # while what goes wrong in it is still caught
     except UsageError as error:
         return _say(error, _WRONG_USE)
     except ArssrError as error:
@@ -58,7 +60,6 @@ def _run(arguments: Sequence[str]) -> int:
         # The reader of our output has gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
-    return status
 
 
 _MORE_MEMORY = "close other programs or take a smaller volume."
@@ -188,6 +189,8 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     from napari_arssr.io import volumes_in
 
     if len(inputs) == 1 and not inputs[0].is_dir():
+        if output.is_dir() and not os.path.lexists(inputs[0]):
+            raise FileError(f"{inputs[0]} does not exist; check its name.")
         return [(inputs[0], output / inputs[0].name if output.is_dir() else output)]
     files: list[Path] = []
     for path in inputs:
@@ -241,6 +244,8 @@ class _ProgressLine:
         return time.monotonic() - self._started
 
     def __enter__(self) -> Self:
+        if self._terminal and not self._quiet:
+            print(f"{self._name}  …", end="", file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -295,6 +300,8 @@ def _weights_info(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     for name, value in facts.items():
+        if value in (None, "", {}):
+            continue
         if isinstance(value, dict):
             print(f"{name}:")
             print("  " + json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  "))
@@ -632,6 +639,8 @@ def _box(text: str) -> Callable[[Grid], Box]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not i0:i1,j0:j1,k0:k1 or mm:x0:x1,y0:y1,z0:z1"
         ) from None
+    if not all(math.isfinite(value) for value in (a, b, c, d, e, f)):
+        raise argparse.ArgumentTypeError(f"{text!r}: every number must be finite")
     if not (a < b and c < d and e < f):
         raise argparse.ArgumentTypeError(f"{text!r}: every start must lie before its stop")
     if in_millimetres:

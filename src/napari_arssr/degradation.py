@@ -194,6 +194,8 @@ def simulate_file(
         raise UsageError(f"A simulated scale is at least 1, not {scale!r}.")
     if not 0 <= noise <= 100:
         raise UsageError(f"Noise is between 0 and 100 per cent, not {noise!r}.")
+    if seed < 0:
+        raise UsageError(f"A seed is a whole number of at least 0, not {seed!r}.")
     output = io.check_output(output, [source])
     volume = io.read(source)
     if not np.isfinite(volume.data).all():

@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import napari_arssr
+from napari_arssr import samples
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError
 from napari_arssr.evaluation import psnr, ssim
@@ -27,7 +27,7 @@ from napari_arssr.field import CubicField
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Box, Volume
 
-__all__ = ["Score", "main", "picture", "round_trip", "sample_scan"]
+__all__ = ["Score", "main", "picture", "round_trip"]
 
 _FINE_MM = 0.8
 _SCALE = 2.0
@@ -40,12 +40,6 @@ class Score:
     method: str
     psnr: float
     ssim: float
-
-
-def sample_scan() -> Volume:
-    """The real scan that nibabel installs, its first frame."""
-    path = Path(str(files("nibabel"))) / "tests" / "data" / "example4d.nii.gz"
-    return napari_arssr.read(path).frame(0)
 
 
 def round_trip(scan: Volume, scale: float = _SCALE) -> list[Score]:
@@ -147,7 +141,7 @@ def _demo(folder: Path) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    scan = sample_scan()
+    scan = samples.scan()
     print(f"Scan:   {_describe(scan)}", flush=True)
     result = napari_arssr.upsample(scan, spacing=_FINE_MM, progress=_Dots())
     print(f"\nResult: {_describe(result)}")

@@ -89,7 +89,7 @@ class Target:
             result = source.isotropic()
         coarser = [
             f"{axis} ({n} to {m} voxels)"
-            for axis, n, m in zip("kji", source.shape, result.shape, strict=True)
+            for axis, n, m in zip("ijk", source.shape[::-1], result.shape[::-1], strict=True)
             if m < n
         ]
         if coarser:
@@ -157,6 +157,7 @@ def encode(
     from napari_arssr.devices import choose_device, choose_precision
     from napari_arssr.field import NetworkField
 
+    _check_real(volume)
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
     there = choose_device(device)
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
@@ -217,6 +218,7 @@ def upsample(
     """
     from napari_arssr import weights as registry
 
+    _check_real(volume)
     target = Target(scale, spacing, shape, isotropic)
     grid = output_grid(volume, target, box)
     _check_result_fits(grid.size * volume.frames * 4, volume.name, grid)
@@ -229,6 +231,7 @@ def upsample(
         if not isinstance(weights, registry.Loaded):
             weights = registry.load(weights)
         data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
+        normal: list[Normalizer] = []
         for number in range(volume.frames):
             field = encode(
                 volume.frame(number),
@@ -243,7 +246,9 @@ def upsample(
             for slab in field.slabs(grid, progress=part, stop=stop):
                 data[number, done : done + len(slab)] = slab
                 done += len(slab)
-            record = _record(field.normalizer, field.precision, str(field.device))
+            normal.append(field.normalizer)
+            record = _record(normal, field.device, field.precision)
+            del field  # before the next one: their features need not fit together
         if volume.data.ndim == 3:
             data = data[0]
     name = weights.name if isinstance(weights, registry.Loaded) else weights
@@ -284,10 +289,12 @@ def upsample_file(
     Returns
     -------
     dict
-        What was done, ready for JSON: files, shapes, spacings, settings.
+        What was done, ready for JSON: files, shapes, spacings, settings. The file's header
+        holds the settings too.
     """
     from napari_arssr import io
     from napari_arssr import weights as registry
+    from napari_arssr.devices import choose_device, choose_precision
 
     settings = settings or Settings()
     output = io.check_output(output, [source])
@@ -304,12 +311,14 @@ def upsample_file(
     number_type: Any = dtype or "float32"
     if dtype == "same":
         number_type = origin.dtype if kept else volume.data.dtype
-    record = _settings_record(settings, target, chosen)
     loaded = registry.load(settings.weights)
     options = asdict(settings) | {"weights": loaded}
     # The header is written before the first voxel, so what it says is settled before.
+    device = choose_device(settings.device)
+    precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
     normal = [_fit(volume.frame(n), settings, loaded) for n in range(volume.frames)]
-    record["normalization"] = [asdict(one) for one in normal]
+    record = _settings_record(settings, target, chosen) | {"frame": frame}
+    record |= _record(normal, device, str(precision).removeprefix("torch."))
     with io.create(
         output,
         grid,
@@ -332,7 +341,7 @@ def upsample_file(
             field = encode(one, **options)
             for slab in field.slabs(grid, progress=part, stop=stop):
                 out.write(slab)
-            record |= _record(field.normalizer, field.precision, str(field.device))
+            del field  # before the next one: their features need not fit together
     return {
         "input": str(source),
         "output": str(output),
@@ -392,8 +401,12 @@ def _settings_record(settings: Settings, target: Target, box: Box | None) -> dic
     }
 
 
-def _record(normalizer: Normalizer, precision: str, device: str) -> dict[str, Any]:
-    return {"normalizer": asdict(normalizer), "precision": precision, "device": device}
+def _record(normal: list[Normalizer], device: torch.device, precision: str) -> dict[str, Any]:
+    return {
+        "normalization": [asdict(one) for one in normal],
+        "device": str(device),
+        "precision": precision,
+    }
 
 
 def _description(weights: str, source: Grid, grid: Grid, box: Box | None) -> str:
@@ -408,6 +421,14 @@ def _description(weights: str, source: Grid, grid: Grid, box: Box | None) -> str
 
 def _sizes(spacing: Sequence[float]) -> str:
     return " × ".join(f"{size:.4g}" for size in reversed(spacing))
+
+
+def _check_real(volume: Volume) -> None:
+    if volume.data.dtype.kind not in "iuf":
+        raise UsageError(
+            f"{volume.name}: voxels of {volume.data.dtype} are not real numbers; convert them, "
+            "for example to float32."
+        )
 
 
 def _check_result_fits(size: int, name: str, grid: Grid) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.degradation import ScannerModel
-from napari_arssr.field import CubicField
-from napari_arssr.interpolation import apply_separable
+from napari_arssr.interpolation import apply_separable, spline_matrix
 from napari_arssr.volume import Grid, Volume
 
 __all__ = ["back_project"]
@@ -43,9 +42,14 @@ def back_project(
     Volume
         float32, on ``grid``.
     """
-    matrices = scanner.matrices(grid.shape, low.grid.shape)
-    estimate = CubicField(low).sample(grid).data if start is None else start
+    measure = scanner.matrices(grid.shape, low.grid.shape)
+    index_map = grid.map_into(low.grid)
+    cubic = [
+        spline_matrix(index_map.coordinates(axis, 0, grid.shape[axis]), low.grid.shape[axis])
+        for axis in range(3)
+    ]
+    estimate = apply_separable(cubic, low.data) if start is None else start
     for _ in range(steps):
-        missing = low.data - apply_separable(matrices, estimate)
-        estimate = estimate + CubicField(Volume(missing, low.affine)).sample(grid).data
+        missing = low.data - apply_separable(measure, estimate)
+        estimate = estimate + apply_separable(cubic, missing)
     return Volume(estimate, grid.affine, name=low.name)

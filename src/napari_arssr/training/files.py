@@ -13,7 +13,7 @@ import torch
 import napari_arssr
 from napari_arssr import io
 from napari_arssr.devices import choose_device
-from napari_arssr.errors import ArssrError, UsageError
+from napari_arssr.errors import ArssrError, FileError, UsageError
 from napari_arssr.models import Card
 from napari_arssr.training.config import TrainingConfig, file_hash
 from napari_arssr.training.data import TrainingVolume
@@ -67,9 +67,15 @@ def train_files(
         If the folder holds another run and ``resume`` is False, or no volume can be used.
     """
     folder = Path(folder)
+    if not name or Path(name).name != name:
+        raise UsageError(f"{name!r} is not a name for a file of weights in {folder}.")
     if not resume and (folder / "last.ckpt").exists():
         raise UsageError(f"{folder} holds a run already: resume it, or choose another folder.")
     volumes, hashes = load_volumes(data, config, warn)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder}: the folder cannot be made ({error.strerror}).") from None
     run = TrainingRun(config, volumes, folder, choose_device(device))
     if resume:
         run.resume()
