@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from napari_arssr.errors import ArssrError, FileError, OutOfMemory, UsageError
+from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 
 if TYPE_CHECKING:
     from napari_arssr.upsampling import Settings
@@ -33,47 +33,52 @@ _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; ``arguments`` are the process's own by default."""
-    with _ended_by_signals():
-        return _run(sys.argv[1:] if arguments is None else arguments)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    try:
+    with _ended_by_signals() as ended:
         try:
-            parser = _parser()
-            options = parser.parse_args(_with_negative_values(arguments))
-            if options.run is None:
-                parser.print_help()
-                return 0
-            return int(options.run(options))
-        finally:
-            sys.stdout.flush()  # while what goes wrong in it is still caught
-    except UsageError as error:
-        return _say(error, _WRONG_USE)
-    except ArssrError as error:
-        return _say(error, _FAILED)
-    except MemoryError:
-        return _say(f"There is not enough memory; {_MORE_MEMORY}", _FAILED)
-    except KeyboardInterrupt:
-        return _say("Interrupted; nothing unfinished was left behind.", _INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
+            return _run(sys.argv[1:] if arguments is None else arguments, ended)
+        except BrokenPipeError:
+            # The reader of our output has gone; Python would complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _FAILED
+        except (Exception, KeyboardInterrupt) as error:
+            # Extension modules make errors of their own of an interruption while they load.
+            if ended() or isinstance(error, KeyboardInterrupt):
+                return _say("Interrupted; nothing unfinished was left behind.", _INTERRUPTED)
+            if isinstance(error, MemoryError):
+                return _say(f"There is not enough memory; {_MORE_MEMORY}", _FAILED)
+            if not isinstance(error, ArssrError):
+                raise
+            return _say(error, _WRONG_USE if isinstance(error, UsageError) else _FAILED)
+
+
+def _run(arguments: Sequence[str], ended: Callable[[], bool]) -> int:
+    try:
+        parser = _parser()
+        parser.set_defaults(ended=ended)
+        options = parser.parse_args(_with_negative_values(arguments))
+        if options.run is None:
+            parser.print_help()
+            return 0
+        return int(options.run(options))
+    finally:
+        sys.stdout.flush()  # while what goes wrong in it is still caught
 
 
 _MORE_MEMORY = "close other programs or take a smaller volume."
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _ended_by_signals() -> Iterator[Callable[[], bool]]:
     """A job that a cluster ends cleans up like one that a person ends, and once is enough.
 
     ``timeout`` and others send a signal twice, and people press Ctrl-C twice: the second must
     not break off the cleaning up. After some seconds it counts again, for the first may have
-    been lost where Python passes exceptions over.
+    been lost where Python passes exceptions over. What it yields tells whether one came.
     """
     previous = -math.inf
+
+    def came() -> bool:
+        return previous > -math.inf
 
     def interrupt(_number: int, _frame: object) -> None:
         nonlocal previous
@@ -83,7 +88,7 @@ def _ended_by_signals() -> Iterator[None]:
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
@@ -91,10 +96,10 @@ def _ended_by_signals() -> Iterator[None]:
         if handler in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, interrupt)
     try:
-        yield
+        yield came
     finally:
         # After a signal the process is about to end, and should not be disturbed in that.
-        if previous == -math.inf:
+        if not came():
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -150,7 +155,10 @@ def _upsample(options: argparse.Namespace) -> int:
                     dtype=options.dtype,
                     settings=settings,
                     progress=line,
+                    stop=options.ended,
                 )
+        except Cancelled:
+            raise KeyboardInterrupt from None
         except (ArssrError, MemoryError) as raised:
             lack = OutOfMemory(f"{source}: there is not enough memory; {_MORE_MEMORY}")
             error = raised if isinstance(raised, ArssrError) else lack

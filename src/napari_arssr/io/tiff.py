@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 
 from napari_arssr.errors import FileError
 from napari_arssr.io.origin import Layout, Origin
-from napari_arssr.io.troubles import closing, cut_off, not_real
+from napari_arssr.io.troubles import closing, not_real
 from napari_arssr.volume import Grid, Triple, Volume
 
 if TYPE_CHECKING:
@@ -115,6 +116,12 @@ def _quiet(logger: str) -> Iterator[None]:
 
 def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:
     """The one image of the file, if its voxels are real numbers and all there."""
+    # ImageJ and tifffile say at the front how many planes there are; elsewhere a list that is
+    # cut off would only look shorter.
+    if tiff.series[0].kind not in ("imagej", "shaped") and not _list_of_planes_ends(path, tiff):
+        raise FileError(
+            f"{path} is cut off: its list of planes leads beyond its end; copy it again."
+        )
     if len(tiff.series) != 1:
         raise FileError(
             f"{path} holds {len(tiff.series)} images; save the one that is meant as a file of its "
@@ -128,23 +135,35 @@ def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:
     if kind not in "iuf":
         name = "boolean" if kind == "b" else "complex" if kind == "c" else str(series.dtype)
         raise not_real(path, name)
-    size = path.stat().st_size
     if series.is_multifile or any(page is None for page in series):
         raise FileError(
             f"{path} is one part of a series of OME files; save the series as one file."
         )
-    segments = [
-        (offset, count)
-        for page in series
-        if page is not None
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-    ]
-    contiguous = series.dataoffset
-    if contiguous is not None:
-        segments.append((contiguous, series.nbytes))
-    if not segments or any(offset + count > size for offset, count in segments):
-        raise cut_off(path, series.nbytes)
     return series
+
+
+def _list_of_planes_ends(path: Path, tiff: TiffFile) -> bool:
+    """Whether the chain of image file directories ends within the file, with a 0."""
+    big = tiff.is_bigtiff
+    offset_field = struct.Struct(tiff.byteorder + ("Q" if big else "I"))
+    count_field = struct.Struct(tiff.byteorder + ("Q" if big else "H"))
+    at, tag_size = (8, 20) if big else (4, 12)
+    seen = set()
+    with path.open("rb") as file:
+        try:
+            while True:
+                file.seek(at)
+                (offset,) = offset_field.unpack(file.read(offset_field.size))
+                if not offset:
+                    return True
+                if offset in seen:
+                    return False
+                seen.add(offset)
+                file.seek(offset)
+                (count,) = count_field.unpack(file.read(count_field.size))
+                at = offset + count_field.size + count * tag_size
+        except (struct.error, OverflowError, OSError):  # nothing there, or nowhere to be
+            return False
 
 
 def _sizes(path: Path, series: TiffPageSeries) -> dict[str, int]:
