@@ -1,0 +1,111 @@
+"""Intensities to network units and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_arssr.errors import UsageError
+from napari_arssr.normalization import Method, Normalizer
+
+METHODS: tuple[Method, ...] = ("percentile", "minmax", "none")
+
+
+def brain(dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """Values from 100 to 1100 in 50³ voxels."""
+    values = np.random.default_rng(0).permutation(np.linspace(100, 1100, 50**3))
+    return values.reshape(50, 50, 50).astype(dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(METHODS), st.floats(-1e4, 1e4), st.floats(0.01, 1e4), st.integers(0, 99))
+def test_values_come_back(method: Method, low: float, range_: float, seed: int) -> None:
+    array = low + range_ * np.random.default_rng(seed).random((4, 5, 6))
+    normalizer = Normalizer.fit(array, method)
+    back = normalizer.restore(normalizer.normalize(array))
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, array, rtol=1e-6, atol=1e-6 * range_ + 1e-6 * abs(low))
+
+
+def test_minmax_maps_the_extremes_to_0_and_1() -> None:
+    normal = Normalizer.fit(brain(), "minmax").normalize(brain())
+    assert normal.dtype == np.float32
+    assert normal.min() == 0
+    assert normal.max() == 1
+
+
+def test_percentiles_are_the_default_and_ignore_a_few_hot_voxels() -> None:
+    array = brain()
+    plain = Normalizer.fit(array)
+    array[3, 4, 5:25] = 1e6
+    hot = Normalizer.fit(array)
+    assert plain.low == pytest.approx(101, abs=0.1)
+    assert plain.high == pytest.approx(1099, abs=0.1)
+    assert hot.low == pytest.approx(plain.low, abs=1)
+    assert hot.high == pytest.approx(plain.high, abs=1)
+    # Beyond the two the same line goes on: nothing is clipped.
+    assert hot.normalize(array).max() > 900
+    np.testing.assert_allclose(hot.restore(hot.normalize(array)), array, rtol=1e-5)
+
+
+def test_values_that_are_in_0_to_1_already_are_left_as_they_are() -> None:
+    assert Normalizer.fit(brain(), "none") == Normalizer(0.0, 1.0)
+    np.testing.assert_array_equal(Normalizer().normalize(brain()), brain())
+
+
+@pytest.mark.parametrize("method", ["percentile", "minmax"])
+def test_values_that_are_not_finite_are_left_out(method: Method) -> None:
+    array = brain()
+    clean = Normalizer.fit(array, method)
+    array[0, 0, :3] = np.nan, np.inf, -np.inf
+    fitted = Normalizer.fit(array, method)
+    assert fitted.low == pytest.approx(clean.low, abs=0.5)
+    assert fitted.high == pytest.approx(clean.high, abs=0.5)
+    normal = fitted.normalize(array)
+    np.testing.assert_allclose(normal[0, 0, :3], 0, atol=1e-6)
+    assert np.isfinite(normal).all()
+
+
+@pytest.mark.parametrize("method", ["percentile", "minmax"])
+@pytest.mark.parametrize("value", [0, -3, 255, 1e-20, 1e30, -1e30])
+def test_a_constant_comes_back(method: Method, value: float) -> None:
+    array = np.full((3, 4, 5), value)
+    normalizer = Normalizer.fit(array, method)
+    normal = normalizer.normalize(array)
+    np.testing.assert_array_equal(normal, 0)
+    np.testing.assert_array_equal(normalizer.restore(normal), array.astype(np.float32))
+
+
+def test_a_few_voxels_that_differ_are_not_taken_for_a_constant() -> None:
+    array = np.zeros((50, 50, 50), dtype=np.uint8)
+    array[20, 20, 20] = 7
+    assert Normalizer.fit(array) == Normalizer(0.0, 7.0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, ">i2", np.uint32, np.float16, ">f8"])
+def test_every_number_type(dtype: npt.DTypeLike) -> None:
+    array = (brain() / 5).astype(dtype)
+    normalizer = Normalizer.fit(array, "minmax")
+    normal = normalizer.normalize(array)
+    assert normal.dtype == np.float32
+    assert normal.min() == 0
+    assert normal.max() == 1
+    np.testing.assert_allclose(normalizer.restore(normal), array.astype(float), rtol=1e-5)
+
+
+def test_a_small_range_far_from_0_keeps_its_steps() -> None:
+    array = 16_000_000 + np.arange(64, dtype=np.int32).reshape(4, 4, 4)
+    normal = Normalizer.fit(array, "minmax").normalize(array).ravel()
+    np.testing.assert_allclose(np.diff(normal), 1 / 63, rtol=1e-4)
+
+
+def test_nothing_finite_and_unknown_methods_are_refused() -> None:
+    with pytest.raises(UsageError, match="no finite value"):
+        Normalizer.fit(np.full((2, 2, 2), np.nan))
+    with pytest.raises(UsageError, match=r"'zscore'.*percentile, minmax, none"):
+        Normalizer.fit(brain(), "zscore")  # type: ignore[arg-type]

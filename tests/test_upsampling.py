@@ -1,0 +1,506 @@
+"""Upsampling from Python: what comes out, on which grid, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from torch import nn
+
+import napari_arssr
+from napari_arssr import io, upsampling, weights
+from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.field import NetworkField
+from napari_arssr.interpolation import apply_separable, spline_matrix
+from napari_arssr.models import Card, ModelConfig, build, save
+from napari_arssr.upsampling import Settings, Target, encode, upsample, upsample_file
+from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.weights import Loaded
+
+SHAPE = (6, 9, 10)
+TINY = ModelConfig(
+    decoder="residual",
+    feature_dim=6,
+    decoder_depth=3,
+    decoder_width=8,
+    features=4,
+    growth=3,
+    blocks=2,
+    layers=2,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of random weights, its head included: it adds something of size 0.1."""
+    torch.manual_seed(0)
+    model = build(TINY)
+    nn.init.normal_(model.decoder.head.weight, std=0.1)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save(path, model, Card(TINY, name="tiny"), torch.float32)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Loaded:
+    return weights.load(tiny)
+
+
+def volume_of(shape: Sequence[int] = SHAPE, dtype: npt.DTypeLike = np.float32) -> Volume:
+    """Smooth structure and noise around 300, oblique, its voxels 1.1 × 0.9 × 3 mm (x, y, z)."""
+    generator = np.random.default_rng(3)
+    z, y, x = np.meshgrid(*(np.linspace(0, 5, n) for n in shape[-3:]), indexing="ij")
+    data = 300 + 100 * np.sin(x + 1) * np.cos(y) * np.sin(z) + 10 * generator.normal(size=shape)
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", [10, -20, 35], degrees=True).as_matrix()
+    affine[:3, :3] = turn * [1.1, 0.9, 3.0]
+    affine[:3, 3] = [-31.5, 12.25, 70.0]
+    return Volume(data.astype(dtype), affine, name="scan.nii")
+
+
+def faces(grid: Grid) -> npt.NDArray[np.float64]:
+    """The eight outer corners, in millimetres."""
+    return grid.world(list(product(*((-0.5, n - 0.5) for n in grid.shape))))
+
+
+def cubic(volume: Volume, grid: Grid) -> npt.NDArray[np.float32]:
+    """Cubic interpolation along each axis of two grids of one span."""
+    matrices = [
+        spline_matrix((np.arange(m) + 0.5) * n / m - 0.5, n)
+        for n, m in zip(volume.grid.shape, grid.shape, strict=True)
+    ]
+    return apply_separable(matrices, volume.data)
+
+
+# The grid of the result ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        ({"scale": 2.5}, (15, 23, 25)),  # 22.5 is rounded up
+        ({"scale": (4, 1, 1)}, (24, 9, 10)),
+        ({"scale": np.array([1, 2, 1.5])}, (6, 18, 15)),
+        ({"spacing": 0.55}, (33, 15, 20)),
+        ({"spacing": (1.5, 0.9, 0.55)}, (12, 9, 20)),
+        ({"shape": (7, 11, 13)}, (7, 11, 13)),
+        ({"isotropic": True}, (20, 9, 12)),
+    ],
+)
+def test_every_target_spans_what_the_input_spans(
+    loaded: Loaded, target: dict[str, Any], shape: tuple[int, int, int]
+) -> None:
+    volume = volume_of()
+    result = upsample(volume, **target, weights=loaded)
+    assert result.data.shape == shape
+    assert result.data.dtype == np.float32
+    assert np.isfinite(result.data).all()
+    np.testing.assert_allclose(faces(result.grid), faces(volume.grid), atol=1e-9)
+
+
+def test_exactly_one_target_is_given(loaded: Loaded) -> None:
+    for targets in ({}, {"scale": 2, "spacing": 1}, {"shape": SHAPE, "isotropic": True}):
+        with pytest.raises(UsageError, match="one of scale, spacing, shape and isotropic"):
+            upsample(volume_of(), weights=loaded, **targets)
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        ({"scale": 0.5}, ["scan.nii", "scale", "at least 1", "0.5"]),
+        ({"scale": (1, 1, 0.999)}, ["scan.nii", "scale", "at least 1", "0.999"]),
+        ({"scale": 0}, ["scan.nii", "at least 1"]),
+        ({"scale": -2}, ["scan.nii", "at least 1", "-2"]),
+        ({"scale": math.nan}, ["scale", "finite", "nan"]),
+        ({"scale": math.inf}, ["scale", "finite", "inf"]),
+        ({"scale": (1, 2)}, ["scale", "one number or three"]),
+        ({"scale": "big"}, ["scale", "'big'"]),
+        ({"scale": 1e300}, ["1e+300", "too large"]),
+        ({"spacing": 5}, ["scan.nii", "k (6 to 4 voxels)", "i (10 to 2", "1.1 × 0.9 × 3 mm"]),
+        ({"spacing": (3, 2, 1.1)}, ["scan.nii", "j (9 to 4 voxels)"]),
+        ({"spacing": 0}, ["spacing", "above 0"]),
+        ({"spacing": 1e-310}, ["spacing", "1e-310", "too small"]),
+        ({"shape": (6, 9, 9)}, ["scan.nii", "i (10 to 9 voxels)"]),
+        ({"shape": (0, 9, 10)}, ["shape", "at least 1", "(0, 9, 10)"]),
+        ({"shape": (10**400, 9, 10)}, ["too large"]),
+    ],
+)
+def test_a_target_that_cannot_be_meant_is_refused(
+    loaded: Loaded, target: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        upsample(volume_of(), weights=loaded, **target)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_spacing_that_is_equal_but_for_rounding_is_not_coarser(loaded: Loaded) -> None:
+    result = upsample(volume_of(), spacing=(1.5, 0.9000001, 1.1000001), weights=loaded)
+    assert result.data.shape == (12, 9, 10)
+
+
+# Values --------------------------------------------------------------------------------------
+
+
+def test_the_result_is_the_field_on_the_targets_grid(loaded: Loaded) -> None:
+    volume = volume_of()
+    grid = volume.grid.scaled((1.7, 2, 2.5))
+    field = napari_arssr.encode(volume, loaded)
+    assert isinstance(field, napari_arssr.Field)
+    result = napari_arssr.upsample(volume, (1.7, 2, 2.5), weights=loaded)
+    assert result.grid == grid
+    np.testing.assert_allclose(result.data, field.sample(grid).data, rtol=1e-5)
+    # The network has its say.
+    assert np.abs(result.data - cubic(volume, grid)).max() > 1
+
+
+def test_intensities_come_back_in_the_inputs_units(loaded: Loaded) -> None:
+    volume = volume_of()
+    plain = upsample(volume, 2, weights=loaded).data
+    other = replace(volume, data=volume.data * 7 - 1000)
+    result = upsample(other, 2, weights=loaded).data
+    np.testing.assert_allclose(result, plain * 7 - 1000, atol=0.01)
+
+
+@pytest.mark.parametrize("scale", [2, 2.5, (1.3, 1, 3.7)])
+def test_a_box_of_the_result_is_the_result_of_the_box(loaded: Loaded, scale: Any) -> None:
+    volume = volume_of()
+    whole = upsample(volume, scale, weights=loaded)
+    box = Box((2, 0, 3), (5, 4, 10))
+    part = upsample(volume, scale, box=box, weights=loaded)
+    start = np.rint(whole.grid.index(part.grid.world([0, 0, 0]))).astype(int)
+    stop = start + part.data.shape
+    # Every voxel whose centre lies in the box, and no other.
+    centres = [volume.grid.index(whole.grid.world(c)) for c in (start, stop - 1)]
+    beyond = [volume.grid.index(whole.grid.world(c)) for c in (start - 1, stop)]
+    assert (centres[0] >= np.array(box.start) - 0.5 - 1e-6).all()
+    assert (centres[1] <= np.array(box.stop) - 0.5 + 1e-6).all()
+    assert (beyond[0] < np.array(box.start) - 0.5).all()
+    assert (beyond[1] > np.array(box.stop) - 0.5 - 1e-6).all()
+    same = whole.crop(Box(tuple(start.tolist()), tuple(stop.tolist())))
+    np.testing.assert_allclose(part.affine, same.affine, atol=1e-9)
+    np.testing.assert_allclose(part.data, same.data, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "box", [Box((0, 0, 0), (7, 3, 3)), Box((-1, 0, 0), (3, 3, 3)), Box((2, 2, 2), (2, 3, 3))]
+)
+def test_a_box_outside_or_empty_is_refused_by_name(loaded: Loaded, box: Box) -> None:
+    with pytest.raises(UsageError, match=r"scan\.nii: The box .* (empty|outside)"):
+        upsample(volume_of(), 2, box=box, weights=loaded)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64, np.uint8])
+def test_scale_1_gives_the_input_itself(loaded: Loaded, dtype: npt.DTypeLike) -> None:
+    volume = volume_of(dtype=dtype)
+    if volume.data.dtype.kind == "f":
+        volume.data[0, 1, 2:4] = np.nan, np.inf
+    shares: list[float] = []
+    result = upsample(volume, 1, weights=loaded, progress=lambda share, _: shares.append(share))
+    np.testing.assert_array_equal(result.data, volume.data.astype(np.float32))
+    assert result.data.dtype == np.float32
+    assert result.grid == volume.grid
+    assert shares == [1]
+    box = Box((1, 2, 3), (4, 5, 6))
+    part = upsample(volume, shape=SHAPE, box=box, weights=loaded)
+    np.testing.assert_array_equal(part.data, volume.data[box.slices].astype(np.float32))
+    assert part.grid == volume.grid.crop(box)
+
+
+def test_frames_are_upsampled_each_by_itself(loaded: Loaded) -> None:
+    series = replace(volume_of((3, *SHAPE)), time_step=2.5)
+    series.data[1] *= 10
+    shares: list[float] = []
+    result = upsample(series, 1.5, weights=loaded, progress=lambda share, _: shares.append(share))
+    assert result.data.shape == (3, 9, 14, 15)
+    assert result.time_step == 2.5
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    for number in range(3):
+        alone = upsample(series.frame(number), 1.5, weights=loaded)
+        np.testing.assert_array_equal(result.data[number], alone.data)
+        assert result.grid == alone.grid
+    assert len(result.metadata["upsampling"]["normalization"]) == 3
+
+
+def test_one_field_at_a_time_is_alive(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long series, features of two frames need never fit together."""
+    alive: WeakSet[NetworkField] = WeakSet()
+    most = []
+
+    def counted(*arguments: Any, **options: Any) -> NetworkField:
+        most.append(len(alive))
+        field = encode(*arguments, **options)
+        alive.add(field)
+        return field
+
+    monkeypatch.setattr(upsampling, "encode", counted)
+    upsample(volume_of((3, 4, 4, 4)), 2, weights=loaded)
+    assert most == [0, 0, 0]
+
+
+def test_the_input_is_left_alone(loaded: Loaded) -> None:
+    volume = volume_of()
+    volume.data[1, 2, 3] = np.nan
+    before, affine = volume.data.copy(), volume.affine.copy()
+    upsample(volume, 2, weights=loaded)
+    np.testing.assert_array_equal(volume.data, before)
+    np.testing.assert_array_equal(volume.affine, affine)
+    assert "upsampling" not in volume.metadata
+
+
+# Bad voxels ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_not_finite_spoil_only_their_own_cells(
+    loaded: Loaded, value: float
+) -> None:
+    volume = volume_of()
+    clean = encode(volume, loaded).normalizer
+    volume.data[2, 3, 4] = value
+    result = upsample(volume, 2, weights=loaded)
+    spoilt = np.zeros(result.data.shape, dtype=bool)
+    spoilt[4:6, 6:8, 8:10] = True
+    np.testing.assert_array_equal(~np.isfinite(result.data), spoilt)
+    assert np.abs(result.data[~spoilt]).max() < 1000
+    seen = encode(volume, loaded).normalizer
+    assert [seen.low, seen.high] == pytest.approx([clean.low, clean.high], abs=20)
+
+
+def test_without_a_finite_voxel_there_is_nothing_to_do(loaded: Loaded) -> None:
+    volume = replace(volume_of(), data=np.full(SHAPE, np.nan, np.float32))
+    with pytest.raises(UsageError, match=r"scan\.nii: The volume holds no finite value"):
+        upsample(volume, 2, weights=loaded)
+
+
+@pytest.mark.parametrize("value", [0, -40, 1e-6, 1e6])
+def test_a_constant_volume_stays_constant(loaded: Loaded, value: float) -> None:
+    volume = replace(volume_of(), data=np.full(SHAPE, value, np.float32))
+    result = upsample(volume, 2, weights=loaded).data
+    np.testing.assert_allclose(result, np.float32(value), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [complex, bool, [("R", "u1"), ("G", "u1")], object])
+def test_what_is_no_real_number_is_refused(loaded: Loaded, dtype: Any) -> None:
+    volume = replace(volume_of(), data=np.zeros(SHAPE, dtype))
+    for scale in (1, 2):
+        with pytest.raises(UsageError, match=r"scan\.nii: .* not real numbers; convert them"):
+            upsample(volume, scale, weights=loaded)
+    with pytest.raises(UsageError, match="not real numbers"):
+        encode(volume, loaded)
+
+
+# Settings ------------------------------------------------------------------------------------
+
+
+def test_weights_are_a_name_a_path_or_loaded(
+    tiny: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_verified_bundled", lambda _: tiny)
+    volume = volume_of()
+    expected = upsample(volume, 2, weights=loaded)
+    for given, name in [
+        (tiny, "tiny.safetensors"),
+        (str(tiny), "tiny.safetensors"),
+        ("default", "default"),
+    ]:
+        result = upsample(volume, 2, weights=given)
+        np.testing.assert_array_equal(result.data, expected.data)
+        assert result.metadata["upsampling"]["weights"] == name
+    with pytest.raises(UsageError, match="did you mean arssr-rdn"):
+        upsample(volume, 2, weights="arsr-rdn")
+
+
+def test_precision_is_chosen_or_given(loaded: Loaded) -> None:
+    volume = volume_of()
+    exact = upsample(volume, 2, weights=loaded, precision="float32")
+    half = upsample(volume, 2, weights=loaded, precision="bfloat16")
+    assert exact.metadata["upsampling"]["precision"] == "float32"
+    assert half.metadata["upsampling"]["precision"] == "bfloat16"
+    error = np.abs(exact.data - half.data).max()
+    assert 0 < error < 0.1 * np.ptp(exact.data)
+    with pytest.raises(UsageError, match="float16 is for GPUs"):
+        upsample(volume, 2, weights=loaded, device="cpu", precision="float16")
+    with pytest.raises(UsageError, match="no precision 'float8'"):
+        upsample(volume, 2, weights=loaded, precision="float8")
+
+
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(loaded: Loaded) -> None:
+    assert str(encode(volume_of(), loaded, device="cpu").device) == "cpu"
+    with pytest.raises(UsageError, match=r"no device 'cuda:99' here.*cpu"):
+        encode(volume_of(), loaded, device="cuda:99")
+
+
+def test_normalization_is_the_weights_own_or_given(loaded: Loaded) -> None:
+    volume = volume_of()
+    volume.data[0, 0, 0] = 5000
+    own = encode(volume, loaded).normalizer
+    assert own == encode(volume, loaded, normalize="percentile").normalizer
+    extremes = encode(volume, loaded, normalize="minmax").normalizer
+    assert (extremes.low, extremes.high) == (volume.data.min(), 5000)
+    plain = encode(volume, loaded, normalize="none").normalizer
+    assert (plain.low, plain.high) == (0, 1)
+    published = encode(volume, replace(loaded, normalization="minmax")).normalizer
+    assert published == extremes
+    with pytest.raises(UsageError, match=r"scan\.nii: .*normalisation 'mean'"):
+        encode(volume, loaded, normalize="mean")  # type: ignore[arg-type]
+
+
+def test_too_little_memory_says_how_much_is_enough(loaded: Loaded) -> None:
+    volume = volume_of()
+    with pytest.raises(UsageError) as caught:
+        upsample(volume, 2, weights=loaded, memory=1_000_000, device="cpu")
+    said = re.fullmatch(
+        r"scan\.nii: 1 MB of memory are too little: this volume and these weights need "
+        r"([\d.]+) (MB|GB); allow more, or choose smaller weights\.",
+        str(caught.value),
+    )
+    assert said
+    enough = float(said[1]) * {"MB": 1e6, "GB": 1e9}[said[2]]
+    # What this process has taken besides may move a little meanwhile.
+    result = upsample(volume, 2, weights=loaded, memory=int(1.1 * enough), device="cpu")
+    plain = upsample(volume, 2, weights=loaded, device="cpu")
+    np.testing.assert_allclose(result.data, plain.data, rtol=1e-5)
+
+
+def test_a_result_beyond_memory_is_refused_before_the_work(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutOfMemory, match=r"scan\.nii: .*GB are free; ask for a box"):
+        upsample(volume_of(), 3000, weights=loaded)
+    free = SimpleNamespace(available=4_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(OutOfMemory, match="1 MB are free"):
+        upsample(volume_of((1, 4, 8, 8)), (2, 2, 1), weights=loaded)  # 4 KiB, and 96 bytes short
+
+
+def test_progress_goes_from_encoding_to_decoding_and_never_back(loaded: Loaded) -> None:
+    told: list[tuple[float, str]] = []
+    upsample(
+        volume_of((20, 20, 20)),
+        2,
+        weights=loaded,
+        progress=lambda share, stage: told.append((share, stage)),
+    )
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] == 1
+    stages = [stage for _, stage in told]
+    first = stages.index("decode")
+    assert set(stages[:first]) == {"encode"}
+    assert set(stages[first:]) == {"decode"}
+
+
+def test_stop_ends_the_work_and_leaves_no_file(loaded: Loaded, tiny: Path, tmp_path: Path) -> None:
+    asked: list[None] = []
+
+    def third_time() -> bool:
+        asked.append(None)
+        return len(asked) >= 3
+
+    volume = volume_of((20, 20, 20))
+    with pytest.raises(Cancelled):
+        upsample(volume, 2, weights=loaded, stop=third_time)
+    assert len(asked) == 3
+    source = io.write(tmp_path / "scan.nii", volume)
+    asked.clear()
+    with pytest.raises(Cancelled):
+        upsample_file(
+            source, tmp_path / "out.nii", Target(2), settings=Settings(tiny), stop=third_time
+        )
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_result_says_how_it_was_made(loaded: Loaded) -> None:
+    box = Box((0, 1, 2), (4, 5, 6))
+    volume = replace(volume_of(), metadata={"subject": 7})
+    result = upsample(volume, (1, 2, 1.5), box=box, weights=loaded, device="cpu")
+    assert result.name == "scan.nii"
+    assert result.metadata["subject"] == 7
+    record = result.metadata["upsampling"]
+    assert json.loads(json.dumps(record)) == record
+    normal = encode(volume, loaded).normalizer
+    assert record == {
+        "version": napari_arssr.__version__,
+        "weights": "tiny.safetensors",
+        "target_zyx": {"scale": [1, 2, 1.5]},
+        "box_zyx": [[0, 1, 2], [4, 5, 6]],
+        "normalization": [{"low": normal.low, "high": normal.high}],
+        "device": "cpu",
+        "precision": "float32",
+    }
+
+
+# Files ---------------------------------------------------------------------------------------
+
+
+def test_a_file_gets_the_same_numbers_and_the_same_record(tiny: Path, tmp_path: Path) -> None:
+    volume = volume_of((2, *SHAPE), np.int16)
+    source = io.write(tmp_path / "scan.nii", replace(volume, time_step=1.5))
+    box = Box((0, 1, 2), (4, 5, 6))
+    target = Target(np.array([1, 2, 1.5]))  # type: ignore[arg-type]
+    told = upsample_file(
+        source, tmp_path / "out.nii.gz", target, box=box, settings=Settings(str(tiny))
+    )
+    result = io.read(tmp_path / "out.nii.gz")
+    expected = upsample(io.read(source), (1, 2, 1.5), box=box, weights=tiny)
+    np.testing.assert_array_equal(result.data, expected.data)
+    np.testing.assert_allclose(result.affine, expected.affine, atol=1e-5)
+    assert result.time_step == 1.5
+    assert json.loads(json.dumps(told)) == {
+        "input": str(source),
+        "output": str(tmp_path / "out.nii.gz"),
+        "frames": 2,
+        "input_shape": [10, 9, 6],
+        "output_shape": [6, 8, 4],
+        "input_spacing_mm": pytest.approx([1.1, 0.9, 3]),
+        "output_spacing_mm": pytest.approx([1.1 / 1.5, 0.45, 3], abs=1e-6),
+        "settings": expected.metadata["upsampling"] | {"frame": None},
+    }
+    in_header = json.loads(io.origin_of(result).provenance)["napari-arssr"]
+    assert in_header == told["settings"]
+
+
+def test_a_file_is_written_in_bounded_memory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slab by slab: nobody asks for the whole result, however large."""
+    source = io.write(tmp_path / "scan.nii", volume_of())
+    monkeypatch.setattr("napari_arssr.field._SLAB_BYTES", 4 * 20 * 18 * 2)
+    slabs = []
+    write = io.SlabWriter.write
+
+    def counted(self: io.SlabWriter, slab: npt.NDArray[Any]) -> None:
+        slabs.append(slab.shape)
+        write(self, slab)
+
+    monkeypatch.setattr(io.SlabWriter, "write", counted)
+    upsample_file(source, tmp_path / "out.nii", Target(2), settings=Settings(tiny))
+    assert slabs == [(2, 18, 20)] * 6
+    result = upsample(volume_of(), 2, weights=tiny)
+    np.testing.assert_array_equal(io.read(tmp_path / "out.nii").data, result.data)
+
+
+def test_a_frame_that_is_not_there_and_a_file_that_is_not(tiny: Path, tmp_path: Path) -> None:
+    source = io.write(tmp_path / "scan.nii", volume_of((2, *SHAPE)))
+    for frame in (2, -1):
+        with pytest.raises(UsageError, match=rf"scan\.nii: .*no frame {frame}.*0 to 1"):
+            upsample_file(source, tmp_path / "out.nii", Target(2), frame=frame)
+    with pytest.raises(FileError, match=r"other\.nii does not exist"):
+        upsample_file(tmp_path / "other.nii", tmp_path / "out.nii", Target(2))
+    assert list(tmp_path.iterdir()) == [source]
