@@ -102,7 +102,7 @@ def test_lazy_names_are_the_real_ones() -> None:
     import napari_arssr
     from napari_arssr.field import Field
     from napari_arssr.io import read, write
-    from napari_arssr.upsampling import upsample
+    from napari_arssr.upsampling import encode, upsample
     from napari_arssr.volume import Box, Grid, Volume
 
     real = {
@@ -110,6 +110,7 @@ def test_lazy_names_are_the_real_ones() -> None:
         "Field": Field,
         "Grid": Grid,
         "Volume": Volume,
+        "encode": encode,
         "read": read,
         "upsample": upsample,
         "write": write,
