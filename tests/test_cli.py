@@ -643,6 +643,13 @@ def test_progress_goes_to_stderr_and_the_summary_to_stdout(
     assert ran.out.count("\n") == 1
 
 
+def test_the_summary_tells_parts_and_frames(
+    run: Callable[..., Ran], series: Path, out: Path, tiny: Path
+) -> None:
+    words = ["upsample", series, out, "--weights", tiny, "--scale", "2", "--box", "2:7,0:4,3:6"]
+    assert ": 5 × 4 × 3 of 10 × 9 × 6 → 10 × 8 × 6 voxels in 3 frames, 1.1 × " in run(*words).out
+
+
 def test_on_a_terminal_progress_is_one_line_that_goes_away(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

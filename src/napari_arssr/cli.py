@@ -227,12 +227,15 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
 
 def _summary(result: dict[str, Any], seconds: float) -> str:
     def sizes(values: Sequence[float]) -> str:
-        return " × ".join(f"{value:.4g}" for value in values)
+        return " × ".join(str(v) if isinstance(v, int) else f"{v:.4g}" for v in values)
 
+    box = result["settings"]["box_zyx"]
+    part = "" if box is None else f"{sizes([b - a for a, b in zip(*box, strict=True)][::-1])} of "
+    frames = "" if result["frames"] == 1 else f" in {result['frames']} frames"
     return (
-        f"{result['output']}: {sizes(result['input_shape'])} → {sizes(result['output_shape'])} "
-        f"voxels, {sizes(result['input_spacing_mm'])} → {sizes(result['output_spacing_mm'])} mm, "
-        f"{seconds:.0f} s"
+        f"{result['output']}: {part}{sizes(result['input_shape'])} → "
+        f"{sizes(result['output_shape'])} voxels{frames}, {sizes(result['input_spacing_mm'])} → "
+        f"{sizes(result['output_spacing_mm'])} mm, {seconds:.0f} s"
     )
 
 
