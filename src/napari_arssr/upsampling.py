@@ -472,4 +472,4 @@ def _budget(device: torch.device, memory: int | None, voxels: int, least: int, n
     return left
 
 
-_WORKSPACE = 160 << 20
+_WORKSPACE = 256 << 20

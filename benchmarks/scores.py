@@ -1,0 +1,251 @@
+"""Score weights against cubic interpolation and back-projection; makes the model card's tables.
+
+    python benchmarks/scores.py run DATA --rows docs/scores.csv
+    python benchmarks/scores.py table --rows docs/scores.csv
+
+DATA is a folder with brains_t1w/val, lesion, template and thick_slices in it (their sources
+are in docs/weights.md). Every HR volume is cut to its brain, measured by the scanner model
+(Gaussian, full width at half maximum one LR voxel), brought back to its own grid and compared
+with itself inside the brain mask. A run that stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from napari_arssr import io, upsampling, weights
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.errors import ArssrError
+from napari_arssr.evaluation import psnr, ssim
+from napari_arssr.evaluation.back_projection import back_project
+from napari_arssr.field import CubicField
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Box, Volume
+
+SETS = ("brains_t1w/val", "lesion", "template", "thick_slices")
+SCALES = ("1.5", "2", "2.5", "3", "3.5", "4", "1x1x4")
+METHODS = ("cubic", "back-projection", "network")
+NOISE_SCALES = ("1.5", "2", "3", "4")
+SSIM_SCALES = ("2", "3", "4")  # noise-free, on the first set: SSIM takes longer than all else
+MARGIN = 8  # voxels of background kept around the brain
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result: PSNR in dB and SSIM (NaN where not computed) inside the brain mask."""
+
+    dataset: str
+    volume: str
+    scale: str
+    noise_percent: float
+    method: str
+    weights_sha256: str
+    psnr: float
+    ssim: float
+    seconds: float
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a row one of its kind."""
+        return tuple(str(v) for v in astuple(self)[:6])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("data", type=Path)
+    run.add_argument("--rows", type=Path, required=True)
+    run.add_argument("--weights", default="default")
+    run.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    run.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    run.add_argument("--noise", nargs="+", type=float, default=[0.0, 2.0])
+    run.add_argument("--precision", default="auto")
+    table = commands.add_parser("table")
+    table.add_argument("--rows", type=Path, required=True)
+    options = parser.parse_args()
+    if options.command == "table":
+        print(tables(read_rows(options.rows)))
+        return 0
+    missing = [name for name in options.sets if not (options.data / name).is_dir()]
+    if missing:
+        print(f"{options.data} has no {', '.join(missing)}: nothing measured.", file=sys.stderr)
+        return 1
+    run_all(options)
+    return 0
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Every set, volume, noise level, scale and method that has no row yet."""
+    rows = read_rows(options.rows) if options.rows.exists() else []
+    done = {row.key for row in rows}
+    loaded = weights.load(options.weights) if "network" in options.methods else None
+    digest = _digest(options.weights) if loaded else ""
+    for dataset in options.sets:
+        for path in io.volumes_in(options.data / dataset):
+            wanted = [
+                Row(
+                    dataset,
+                    path.name,
+                    scale,
+                    noise,
+                    method,
+                    digest * (method == "network"),
+                    0,
+                    0,
+                    0,
+                )
+                for noise in options.noise
+                for scale in (SCALES if noise == 0 else NOISE_SCALES)
+                for method in options.methods
+            ]
+            wanted = [row for row in wanted if row.key not in done]
+            if not wanted:
+                continue
+            high, mask = prepare(io.read(path))
+            for row in wanted:
+                try:
+                    scored = score(row, high, mask, loaded, options.precision)
+                except ArssrError as error:
+                    print(f"{path.name} {row.scale} {row.method}: {error}", file=sys.stderr)
+                    continue
+                append_row(options.rows, scored)
+                print(
+                    *astuple(scored)[1:5],
+                    f"{scored.psnr:.2f} dB  {scored.seconds:.1f} s",
+                    flush=True,
+                )
+
+
+def prepare(volume: Volume) -> tuple[Volume, np.ndarray]:
+    """The volume cut to its brain (or head), float32, and the mask of it."""
+    data = volume.data.astype(np.float32)
+    mask = data > 0
+    if mask.mean() > 0.5:  # not skull-stripped: everything above a tenth of the range
+        mask = Normalizer.fit(data).normalize(data) > 0.1
+    found = np.argwhere(mask)
+    box = Box(tuple(found.min(axis=0)), tuple(found.max(axis=0) + 1)).grown(MARGIN, data.shape)
+    return replace(volume, data=data).crop(box), mask[box.slices]
+
+
+def factors(scale: str, volume: Volume) -> tuple[float, float, float]:
+    """Scale per axis (z, y, x); of thick slices only the sharp axes are measured again."""
+    spacing = np.array(volume.spacing)
+    thick = spacing > 2 * spacing.min()
+    if scale == "1x1x4":  # file order: the third axis, or the second where that is thick
+        return (1.0, 4.0, 1.0) if thick[0] else (4.0, 1.0, 1.0)
+    z, y, x = np.where(thick, 1.0, float(scale)).tolist()
+    return z, y, x
+
+
+def score(row: Row, high: Volume, mask: np.ndarray, loaded: object, precision: str) -> Row:
+    """Measure, bring back, compare."""
+    scanner = ScannerModel("gaussian")
+    grid = high.grid.scaled([1 / k for k in factors(row.scale, high)])
+    low = scanner.measure(high, grid)
+    if row.noise_percent:
+        sigma = row.noise_percent / 100 * np.ptp(high.data)
+        noise = np.random.default_rng(0).standard_normal(low.data.shape, dtype=np.float32)
+        low = replace(low, data=low.data + np.float32(sigma) * noise)
+    started = time.perf_counter()
+    if row.method == "cubic":
+        result = CubicField(low).sample(high.grid)
+    elif row.method == "back-projection":
+        result = back_project(low, high.grid, scanner)
+    else:
+        result = upsampling.upsample(
+            low, shape=high.grid.shape, weights=loaded, precision=precision
+        )
+    seconds = time.perf_counter() - started
+    similar = row.dataset == SETS[0] and row.scale in SSIM_SCALES and not row.noise_percent
+    return replace(
+        row,
+        psnr=round(psnr(high.data, result.data, mask=mask), 4),
+        ssim=round(ssim(high.data, result.data, mask=mask), 5) if similar else float("nan"),
+        seconds=round(seconds, 2),
+    )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a CSV file that :func:`append_row` wrote."""
+    kinds = {item.name: item.type for item in fields(Row)}
+    with path.open(newline="") as opened:
+        return [
+            Row(**{k: float(v) if kinds[k] == "float" else v for k, v in line.items()})
+            for line in csv.DictReader(opened)
+        ]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """One more line, with a heading if it is the first."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as opened:
+        writer = csv.writer(opened)
+        if fresh:
+            writer.writerow([item.name for item in fields(Row)])
+        writer.writerow(astuple(row))
+
+
+def tables(rows: list[Row]) -> str:
+    """Markdown: a table a set and noise level, means over volumes, and the worst gain."""
+    groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.dataset, row.noise_percent].append(row)
+    return "\n\n".join(
+        "\n".join(_table(name, noise, group)) for (name, noise), group in sorted(groups.items())
+    )
+
+
+def _table(name: str, noise: float, rows: list[Row]) -> Iterator[str]:
+    by = {(row.volume, row.scale, row.method): row for row in rows}
+    volumes = sorted({row.volume for row in rows})
+    title = f"**{name}**, {len(volumes)} volume{'s' * (len(volumes) > 1)}"
+    yield title + (f", {noise:g} % noise" if noise else ", noise-free")
+    yield ""
+    yield (
+        "| scale | cubic, dB | back-projection, dB | napari-arssr, dB | gain over cubic "
+        "| worst volume | over back-projection | worst volume | SSIM cubic | SSIM napari-arssr |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for scale in SCALES:
+        rows_of = {m: [by[v, scale, m] for v in volumes if (v, scale, m) in by] for m in METHODS}
+        if len(rows_of["cubic"]) < len(volumes) or len(rows_of["network"]) < len(volumes):
+            continue
+        value = {m: np.array([row.psnr for row in rows_of[m]]) for m in METHODS}
+        similar = [np.mean([row.ssim for row in rows_of[m]]) for m in ("cubic", "network")]
+        over_cubic = value["network"] - value["cubic"]
+        cells = [
+            scale.replace("x", " × "),
+            f"{value['cubic'].mean():.2f}",
+            "–",
+            f"{value['network'].mean():.2f}",
+            f"{over_cubic.mean():+.2f}",
+            f"{over_cubic.min():+.2f}",
+            "–",
+            "–",
+            *("–" if np.isnan(value) else f"{value:.4f}" for value in similar),
+        ]
+        if len(rows_of["back-projection"]) == len(volumes):
+            over_rival = value["network"] - value["back-projection"]
+            cells[2] = f"{value['back-projection'].mean():.2f}"
+            cells[6:8] = f"{over_rival.mean():+.2f}", f"{over_rival.min():+.2f}"
+        yield f"| {' | '.join(cells)} |"
+
+
+def _digest(name: str) -> str:
+    from napari_arssr.training.config import file_hash
+
+    return file_hash(weights.resolve(name))[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
