@@ -770,6 +770,22 @@ def test_files_and_folders_that_cannot_become_a_folder(
     refuse(1, [str(out / "x"), "cannot be made"], "upsample", folder, out / "x", *words)
 
 
+def test_wrong_use_with_every_file_is_wrong_use(
+    run: Callable[..., Ran], tiny: Path, tmp_path: Path
+) -> None:
+    fine, coarse = save_scan(tmp_path / "a.nii"), tmp_path / "b.nii"
+    save_scan(coarse, affine=np.diag([9.0, 9, 9, 1]))
+    words = ["--weights", tiny, "--spacing", "4", "--quiet"]
+    save_scan(tmp_path / "c.nii")
+    ran = run("upsample", fine, tmp_path / "c.nii", tmp_path / "results", *words)
+    assert ran.status == 2
+    assert [line.count("coarser") for line in ran.err.splitlines()] == [1, 1, 0]
+    # What suits one file is not wrong in itself.
+    ran = run("upsample", fine, coarse, tmp_path / "results", *words)
+    assert ran.status == 1
+    assert nib.load(tmp_path / "results" / "b.nii").shape == (23, 20, 14)
+
+
 def test_what_is_wrong_for_every_file_is_said_once(run: Callable[..., Ran], tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -1511,6 +1527,26 @@ def test_an_interruption_that_became_another_error_is_one_still(
 
     monkeypatch.setattr(weights, "describe", fail)
     refuse(130, ["Interrupted"], "weights", "info", "default")
+
+
+def test_a_second_signal_does_not_disturb_the_cleaning_up(
+    refuse: Refuse, interruption: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned: list[str] = []
+
+    def interrupted(_: str) -> None:
+        interruption()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        cleaned.append("well")
+        # Some time later one more means what it says.
+        monkeypatch.setattr(cli, "_DEAF_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        cleaned.append("too well")
+
+    monkeypatch.setattr(weights, "describe", interrupted)
+    refuse(130, ["Interrupted"], "weights", "info", "default")
+    assert cleaned == ["well"]
 
 
 @pytest.mark.parametrize("several", [False, True])
