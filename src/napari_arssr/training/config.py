@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -148,12 +147,6 @@ class TrainingConfig:
         settings["augmentation"] = Augmentation(**settings["augmentation"])
         settings["sharp_axes"] = tuple(settings["sharp_axes"])
         return cls(**settings)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all settings: two runs with the same one do the same."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:
