@@ -119,7 +119,7 @@ def encode(
     device: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
-    normalize: Method | None = None,
+    normalize: Method | Normalizer | None = None,
 ) -> NetworkField:
     """A volume as a continuous function, to be sampled anywhere: ``field.sample(grid)``.
 
@@ -139,7 +139,7 @@ def encode(
     memory : int, optional
         Bytes this process may take in all, on the CPU; by default half of what is free, and
         on a GPU four fifths of what is free there.
-    normalize : {"percentile", "minmax", "none"}, optional
+    normalize : {"percentile", "minmax", "none"} or Normalizer, optional
         How intensities are brought to [0, 1]; by default as the weights were trained.
 
     Returns
@@ -161,10 +161,7 @@ def encode(
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
     there = choose_device(device)
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
-    try:
-        normalizer = Normalizer.fit(volume.data, normalize or loaded.normalization)
-    except UsageError as error:
-        raise UsageError(f"{volume.name}: {error}") from None
+    normalizer = _fit(volume, normalize, loaded)
     least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype)
     budget = _budget(there, memory, volume.grid.size, least, volume.name)
     return NetworkField(volume, loaded.model, normalizer, device=there, dtype=dtype, memory=budget)
@@ -316,7 +313,7 @@ def upsample_file(
     # The header is written before the first voxel, so what it says is settled before.
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
-    normal = [_fit(volume.frame(n), settings, loaded) for n in range(volume.frames)]
+    normal = [_fit(volume.frame(n), settings.normalize, loaded) for n in range(volume.frames)]
     record = _settings_record(settings, target, chosen) | {"frame": frame}
     record |= _record(normal, device, str(precision).removeprefix("torch."))
     with io.create(
@@ -338,7 +335,7 @@ def upsample_file(
                 out.write((one if chosen is None else one.crop(chosen)).data)
                 part(1.0, "copy")
                 continue
-            field = encode(one, **options)
+            field = encode(one, **options | {"normalize": normal[number]})
             for slab in field.slabs(grid, progress=part, stop=stop):
                 out.write(slab)
             del field  # before the next one: their features need not fit together
@@ -367,9 +364,11 @@ def output_grid(volume: Volume, target: Target, box: Box | None) -> Grid:
     return grid.crop(volume.grid.box_in(grid, box))
 
 
-def _fit(volume: Volume, settings: Settings, loaded: Loaded) -> Normalizer:
+def _fit(volume: Volume, normalize: Method | Normalizer | None, loaded: Loaded) -> Normalizer:
+    if isinstance(normalize, Normalizer):
+        return normalize
     try:
-        return Normalizer.fit(volume.data, settings.normalize or loaded.normalization)
+        return Normalizer.fit(volume.data, normalize or loaded.normalization)
     except UsageError as error:
         raise UsageError(f"{volume.name}: {error}") from None
 

@@ -385,11 +385,6 @@ class Grid:
             )
         return box
 
-    def scale_to(self, other: Grid) -> Triple:
-        """Voxels of ``other`` per voxel of this grid along (z, y, x), both of one span."""
-        z, y, x = (m / n for n, m in zip(self.shape, other.shape, strict=True))
-        return z, y, x
-
 
 @dataclass(frozen=True, eq=False)
 class Volume:
