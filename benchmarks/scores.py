@@ -6,7 +6,8 @@
 DATA is a folder with brains_t1w/val, lesion, template and thick_slices in it (their sources
 are in docs/weights.md). Every HR volume is cut to its brain, measured by the scanner model
 (Gaussian, full width at half maximum one LR voxel), brought back to its own grid and compared
-with itself inside the brain mask. A run that stopped goes on where it was.
+with itself inside the brain mask. "consistent" is the network with --consistency gaussian. A
+run that stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from napari_arssr import io, upsampling, weights
+from napari_arssr.consistency import Consistency
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError
 from napari_arssr.evaluation import psnr, ssim
@@ -33,7 +36,8 @@ from napari_arssr.volume import Box, Volume
 
 SETS = ("brains_t1w/val", "lesion", "template", "thick_slices")
 SCALES = ("1.5", "2", "2.5", "3", "3.5", "4", "1x1x4")
-METHODS = ("cubic", "back-projection", "network")
+METHODS = ("cubic", "back-projection", "network", "consistent")
+NETWORK = METHODS[2:]
 NOISE_SCALES = ("1.5", "2", "3", "4")
 SSIM_SCALES = ("2", "3", "4")  # noise-free, on the first set: SSIM takes longer than all else
 MARGIN = 8  # voxels of background kept around the brain
@@ -88,7 +92,7 @@ def run_all(options: argparse.Namespace) -> None:
     """Every set, volume, noise level, scale and method that has no row yet."""
     rows = read_rows(options.rows) if options.rows.exists() else []
     done = {row.key for row in rows}
-    loaded = weights.load(options.weights) if "network" in options.methods else None
+    loaded = weights.load(options.weights) if set(NETWORK) & set(options.methods) else None
     digest = _digest(options.weights) if loaded else ""
     for dataset in options.sets:
         for path in io.volumes_in(options.data / dataset):
@@ -99,7 +103,7 @@ def run_all(options: argparse.Namespace) -> None:
                     scale,
                     noise,
                     method,
-                    digest * (method == "network"),
+                    digest * (method in NETWORK),
                     0,
                     0,
                     0,
@@ -112,18 +116,23 @@ def run_all(options: argparse.Namespace) -> None:
             if not wanted:
                 continue
             high, mask = prepare(io.read(path))
-            for row in wanted:
+            for (noise, scale), cases in groupby(
+                wanted, lambda row: (row.noise_percent, row.scale)
+            ):
                 try:
-                    scored = score(row, high, mask, loaded, options.precision)
+                    for row in score(list(cases), high, mask, loaded, options.precision):
+                        append_row(options.rows, row)
+                        print(
+                            *astuple(row)[1:5],
+                            f"{row.psnr:.2f} dB  {row.seconds:.1f} s",
+                            flush=True,
+                        )
                 except ArssrError as error:
-                    print(f"{path.name} {row.scale} {row.method}: {error}", file=sys.stderr)
-                    continue
-                append_row(options.rows, scored)
-                print(
-                    *astuple(scored)[1:5],
-                    f"{scored.psnr:.2f} dB  {scored.seconds:.1f} s",
-                    flush=True,
-                )
+                    print(f"{path.name} {scale} {noise:g} %: {error}", file=sys.stderr)
+
+
+def _measurement(row: Row) -> tuple[float, str]:
+    return row.noise_percent, row.scale
 
 
 def prepare(volume: Volume) -> tuple[Volume, np.ndarray]:
@@ -147,32 +156,42 @@ def factors(scale: str, volume: Volume) -> tuple[float, float, float]:
     return z, y, x
 
 
-def score(row: Row, high: Volume, mask: np.ndarray, loaded: object, precision: str) -> Row:
-    """Measure, bring back, compare."""
+def score(
+    rows: list[Row], high: Volume, mask: np.ndarray, loaded: object, precision: str
+) -> Iterator[Row]:
+    """Measure once, bring back by each row's method, compare."""
     scanner = ScannerModel("gaussian")
-    grid = high.grid.scaled([1 / k for k in factors(row.scale, high)])
-    low = scanner.measure(high, grid)
-    if row.noise_percent:
-        sigma = row.noise_percent / 100 * np.ptp(high.data)
+    low = scanner.measure(high, high.grid.scaled([1 / k for k in factors(rows[0].scale, high)]))
+    if rows[0].noise_percent:
+        sigma = rows[0].noise_percent / 100 * np.ptp(high.data)
         noise = np.random.default_rng(0).standard_normal(low.data.shape, dtype=np.float32)
         low = replace(low, data=low.data + np.float32(sigma) * noise)
-    started = time.perf_counter()
-    if row.method == "cubic":
-        result = CubicField(low).sample(high.grid)
-    elif row.method == "back-projection":
-        result = back_project(low, high.grid, scanner)
-    else:
-        result = upsampling.upsample(
-            low, shape=high.grid.shape, weights=loaded, precision=precision
+    restored: Volume | None = None
+    for row in rows:
+        started = time.perf_counter()
+        if row.method == "cubic":
+            result = CubicField(low).sample(high.grid)
+        elif row.method == "back-projection":
+            result = back_project(low, high.grid, scanner)
+        else:
+            if restored is None:
+                restored = upsampling.upsample(
+                    low, shape=high.grid.shape, weights=loaded, precision=precision
+                )
+            result = restored
+            if row.method == "consistent":
+                step = Consistency(low, high.grid, high.grid.box, scanner)
+                data = np.concatenate(list(step.correct([restored.data])))
+                result = replace(restored, data=data)
+        seconds = time.perf_counter() - started
+        similar = row.dataset == SETS[0] and row.scale in SSIM_SCALES and not row.noise_percent
+        similar &= row.method != "consistent"
+        yield replace(
+            row,
+            psnr=round(psnr(high.data, result.data, mask=mask), 4),
+            ssim=round(ssim(high.data, result.data, mask=mask), 5) if similar else float("nan"),
+            seconds=round(seconds, 2),
         )
-    seconds = time.perf_counter() - started
-    similar = row.dataset == SETS[0] and row.scale in SSIM_SCALES and not row.noise_percent
-    return replace(
-        row,
-        psnr=round(psnr(high.data, result.data, mask=mask), 4),
-        ssim=round(ssim(high.data, result.data, mask=mask), 5) if similar else float("nan"),
-        seconds=round(seconds, 2),
-    )
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -213,32 +232,44 @@ def _table(name: str, noise: float, rows: list[Row]) -> Iterator[str]:
     yield ""
     yield (
         "| scale | cubic, dB | back-projection, dB | napari-arssr, dB | gain over cubic "
-        "| worst volume | over back-projection | worst volume | SSIM cubic | SSIM napari-arssr |"
+        "| worst volume | over back-projection | worst volume | with consistency "
+        "| worst over back-projection | SSIM cubic | SSIM napari-arssr |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---" * 12 + "|"
     for scale in SCALES:
         rows_of = {m: [by[v, scale, m] for v in volumes if (v, scale, m) in by] for m in METHODS}
-        if len(rows_of["cubic"]) < len(volumes) or len(rows_of["network"]) < len(volumes):
+        if min(len(rows_of[m]) for m in ("cubic", "network")) < len(volumes):
             continue
-        value = {m: np.array([row.psnr for row in rows_of[m]]) for m in METHODS}
+        value = {
+            m: np.array([row.psnr for row in found])
+            for m, found in rows_of.items()
+            if len(found) == len(volumes)
+        }
         similar = [np.mean([row.ssim for row in rows_of[m]]) for m in ("cubic", "network")]
-        over_cubic = value["network"] - value["cubic"]
         cells = [
             scale.replace("x", " × "),
-            f"{value['cubic'].mean():.2f}",
-            "–",
-            f"{value['network'].mean():.2f}",
-            f"{over_cubic.mean():+.2f}",
-            f"{over_cubic.min():+.2f}",
-            "–",
-            "–",
+            _mean(value, "cubic"),
+            _mean(value, "back-projection"),
+            _mean(value, "network"),
+            *_gain(value, "network", "cubic"),
+            *_gain(value, "network", "back-projection"),
+            _mean(value, "consistent"),
+            _gain(value, "consistent", "back-projection")[1],
             *("–" if np.isnan(value) else f"{value:.4f}" for value in similar),
         ]
-        if len(rows_of["back-projection"]) == len(volumes):
-            over_rival = value["network"] - value["back-projection"]
-            cells[2] = f"{value['back-projection'].mean():.2f}"
-            cells[6:8] = f"{over_rival.mean():+.2f}", f"{over_rival.min():+.2f}"
         yield f"| {' | '.join(cells)} |"
+
+
+def _mean(value: dict[str, np.ndarray], method: str) -> str:
+    return f"{value[method].mean():.2f}" if method in value else "–"
+
+
+def _gain(value: dict[str, np.ndarray], method: str, over: str) -> tuple[str, str]:
+    """Mean and smallest gain of a method over another."""
+    if method not in value or over not in value:
+        return "–", "–"
+    gain = value[method] - value[over]
+    return f"{gain.mean():+.2f}", f"{gain.min():+.2f}"
 
 
 def _digest(name: str) -> str:

@@ -376,6 +376,9 @@ def test_progress_rises_to_one(memory: int, kind: str) -> None:
     assert shares[-1] == 1
     assert shares.index(1) == len(shares) - 1  # not before the work is done
     assert {stage for _, stage in told} == {"encode", "decode"}
+    # After each layer of the encoder, not only after the whole of it.
+    layers = sum(isinstance(layer, nn.Conv3d) for layer in field._model.encoder.modules())
+    assert sum(stage == "encode" for _, stage in told) >= layers - 1
 
 
 def convolutions(field: NetworkField) -> list[int]:

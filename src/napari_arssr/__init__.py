@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from napari_arssr.degradation import ScannerModel
     from napari_arssr.field import Field
     from napari_arssr.io import read, write
     from napari_arssr.upsampling import encode, upsample
@@ -19,6 +20,7 @@ __all__ = [
     "Box",
     "Field",
     "Grid",
+    "ScannerModel",
     "Volume",
     "__version__",
     "encode",
@@ -31,6 +33,7 @@ _MODULE_OF = {
     "Box": "volume",
     "Field": "field",
     "Grid": "volume",
+    "ScannerModel": "degradation",
     "Volume": "volume",
     "encode": "upsampling",
     "read": "io",

@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 
 if TYPE_CHECKING:
+    from napari_arssr.degradation import Kind, ScannerModel
     from napari_arssr.upsampling import Settings
     from napari_arssr.volume import Box, Grid
 
@@ -137,7 +138,12 @@ def _upsample(options: argparse.Namespace) -> int:
         options.isotropic,
     )
     settings = Settings(
-        options.weights, options.device, options.precision, options.memory, options.normalize
+        options.weights,
+        options.device,
+        options.precision,
+        options.memory,
+        options.normalize,
+        options.consistency,
     )
     jobs = _jobs(options.inputs, options.output)
     if len(jobs) > 1:
@@ -496,6 +502,14 @@ def _add_upsample(commands: Any) -> None:
         help="how intensities are brought to [0, 1] (default: as the weights were trained)",
     )
     command.add_argument(
+        "--consistency",
+        type=_scanner,
+        metavar="KIND[:WIDTH]",
+        help="correct the result by one step of back-projection, so that a scanner measuring it "
+        "would see more nearly the input: gaussian, slice-profile, kspace or cubic, and its width "
+        "in input voxels (default: 1); sharper on clean scans, noisier on noisy ones",
+    )
+    command.add_argument(
         "--dtype", help="number type of the result: float32 (default), int16, …, or same"
     )
     _add_quiet_and_json(command)
@@ -638,6 +652,17 @@ def _bytes(text: str) -> int:
     number, prefix, binary = match.groups()
     unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
     return int(float(number) * unit)
+
+
+def _scanner(text: str) -> ScannerModel:
+    from napari_arssr.degradation import ScannerModel
+
+    kind, _, width = text.partition(":")
+    try:
+        return ScannerModel(cast("Kind", kind), float(width) if width else 1.0)
+    except (UsageError, ValueError) as error:
+        reason = error if isinstance(error, UsageError) else f"{width!r} is not a width"
+        raise argparse.ArgumentTypeError(f"{text!r}: {reason}") from None
 
 
 def _box(text: str) -> Callable[[Grid], Box]:

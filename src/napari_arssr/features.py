@@ -85,7 +85,7 @@ class FeatureMap:
         )
 
     def ensure(
-        self, boxes: list[Box], stop: Callable[[], bool], advance: Callable[[int], None]
+        self, boxes: list[Box], stop: Callable[[], bool], advance: Callable[[float], None]
     ) -> None:
         """Compute what is missing of the features of ``boxes``.
 
@@ -96,7 +96,7 @@ class FeatureMap:
         stop : callable
             Asked before every layer; True ends the work with :class:`Cancelled`.
         advance : callable
-            Told the voxels of each block that is done.
+            Told, after each layer, its share of the voxels that a block passes.
 
         Raises
         ------
@@ -110,13 +110,12 @@ class FeatureMap:
                 grown = self._grown(block)
                 self._make_room(block, needed)
                 try:
-                    self._encode(block, grown, stop)
+                    self._encode(block, grown, stop, advance)
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
                     self._shrink(grown)
                     break  # plan again with smaller blocks
-                advance(grown.size)
 
     def nodes(self, box: Box) -> Tensor:
         """Features of a box, (z, y, x, channels); :meth:`ensure` it first."""
@@ -142,10 +141,15 @@ class FeatureMap:
         self._held = 0
 
     @torch.inference_mode()
-    def _encode(self, block: Box, grown: Box, stop: Callable[[], bool]) -> None:
+    def _encode(
+        self, block: Box, grown: Box, stop: Callable[[], bool], advance: Callable[[float], None]
+    ) -> None:
         """Encode a block with its halo and keep the tiles it is made of."""
         patch = torch.from_numpy(np.ascontiguousarray(self._volume[grown.slices]))
-        with float32_means_float32(), _asked_between_layers(self.model.encoder, stop):
+        with (
+            float32_means_float32(),
+            _between_layers(self.model.encoder, stop, lambda share: advance(share * grown.size)),
+        ):
             features = self.model.encode(patch[None].to(self.device, self.dtype))[0]
         for part in block.blocks((self.tile,) * 3):
             tile = _triple(a // self.tile for a in part.start)
@@ -244,20 +248,33 @@ def _triple(numbers: Iterable[Any]) -> Tile:
 
 
 @contextmanager
-def _asked_between_layers(encoder: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
-    """Ask ``stop`` before each convolution: a pass can take a minute, a layer seconds."""
+def _between_layers(
+    encoder: nn.Module, stop: Callable[[], bool], done: Callable[[float], None]
+) -> Iterator[None]:
+    """Ask before and tell after each convolution: a pass can take a minute, a layer seconds.
+
+    ``done`` is told the layer's share of the encoder's multiplications.
+    """
+    layers = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv3d)]
+    total = sum(layer.weight.numel() for layer in layers)
+    left = 1.0
 
     def ask(_module: nn.Module, _inputs: object) -> None:
         if stop():
             raise Cancelled
 
-    hooks = [
-        layer.register_forward_pre_hook(ask)
-        for layer in encoder.modules()
-        if isinstance(layer, nn.Conv3d)
-    ]
+    def tell(module: nn.Module, _inputs: object, _output: object) -> None:
+        nonlocal left
+        assert isinstance(module, nn.Conv3d)
+        share = module.weight.numel() / total
+        left -= share
+        done(share)
+
+    hooks = [layer.register_forward_pre_hook(ask) for layer in layers]
+    hooks += [layer.register_forward_hook(tell) for layer in layers]
     try:
         yield
+        done(left)  # what was done by other means than a layer's call
     finally:
         for hook in hooks:
             hook.remove()

@@ -315,7 +315,7 @@ class NetworkField(Field):
         self._done = 0.0
         self._total = sum(map(sum, costs)) * self._voxel_cost + box.size * self._point_cost
 
-        def advance(voxels: int) -> None:
+        def advance(voxels: float) -> None:
             self._advance(voxels * self._voxel_cost, "encode", progress)
 
         def prepare(part: Box, planned: int = 0) -> Box:

@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import OutOfMemory, UsageError
 from napari_arssr.normalization import Method, Normalizer
 from napari_arssr.volume import Box, Grid, Volume, as_triple
@@ -25,6 +29,7 @@ from napari_arssr.volume import Box, Grid, Volume, as_triple
 if TYPE_CHECKING:
     import torch
 
+    from napari_arssr.consistency import Consistency
     from napari_arssr.field import NetworkField
     from napari_arssr.weights import Loaded
 
@@ -32,6 +37,7 @@ __all__ = ["Settings", "Target", "encode", "upsample", "upsample_file"]
 
 Report = Callable[[float, str], None]
 Stop = Callable[[], bool]
+Lend = Callable[[Volume, Callable[[], "NetworkField"]], AbstractContextManager["NetworkField"]]
 Scales = float | Sequence[float]
 
 
@@ -41,6 +47,11 @@ def _no_report(_share: float, _stage: str) -> None:
 
 def _never() -> bool:
     return False
+
+
+@contextmanager
+def _afresh(_frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+    yield make()
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,7 @@ class Settings:
     precision: str = "auto"
     memory: int | None = None
     normalize: Method | None = None
+    consistency: ScannerModel | None = None
 
 
 def encode(
@@ -180,6 +192,8 @@ def upsample(
     precision: str = "auto",
     memory: int | None = None,
     normalize: Method | None = None,
+    consistency: ScannerModel | None = None,
+    lend: Lend = _afresh,
     progress: Report = _no_report,
     stop: Stop = _never,
 ) -> Volume:
@@ -195,6 +209,13 @@ def upsample(
         Only this part, in voxels of the input; equal to the same part of the whole result.
     weights, device, precision, memory, normalize
         See :func:`encode`.
+    consistency : ScannerModel, optional
+        Correct the result by one step of back-projection, so that this scanner, measuring it,
+        would see more nearly the input; see :mod:`napari_arssr.consistency`. It brings back
+        noise that the network took out.
+    lend : callable, optional
+        For callers that keep fields: takes a frame and a function that encodes it, and gives a
+        context manager that lends the frame's field. By default each is encoded afresh.
     progress : callable
         Told the share of the work that is done, 0 to 1, and what is being done.
     stop : callable
@@ -230,26 +251,30 @@ def upsample(
         data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
         normal: list[Normalizer] = []
         for number in range(volume.frames):
-            field = encode(
-                volume.frame(number),
+            one = volume.frame(number)
+            step = _consistency(one, target, box, consistency)
+            make = partial(
+                encode,
+                one,
                 weights,
                 device=device,
                 precision=precision,
-                memory=memory,
+                memory=_without(memory, step),
                 normalize=normalize,
             )
             part = _part_of(progress, number, volume.frames)
             done = 0
-            for slab in field.slabs(grid, progress=part, stop=stop):
-                data[number, done : done + len(slab)] = slab
-                done += len(slab)
-            normal.append(field.normalizer)
-            record = _record(normal, field.device, field.precision)
-            del field  # before the next one: their features need not fit together
+            with lend(one, make) as field:
+                for slab in _slabs(field, grid, step, part, stop):
+                    data[number, done : done + len(slab)] = slab
+                    done += len(slab)
+                normal.append(field.normalizer)
+                record = _record(normal, field.device, field.precision)
+            del field, step  # before the next one: their features need not fit together
         if volume.data.ndim == 3:
             data = data[0]
     name = weights.name if isinstance(weights, registry.Loaded) else weights
-    settings = Settings(name, device, precision, memory, normalize)
+    settings = Settings(name, device, precision, memory, normalize, consistency)
     record = _settings_record(settings, target, box) | record
     metadata = volume.metadata | {"upsampling": record}
     return replace(volume, data=data, affine=grid.affine, metadata=metadata)
@@ -310,6 +335,7 @@ def upsample_file(
         number_type = origin.dtype if kept else volume.data.dtype
     loaded = registry.load(settings.weights)
     options = asdict(settings) | {"weights": loaded}
+    del options["consistency"]
     # The header is written before the first voxel, so what it says is settled before.
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
@@ -335,10 +361,12 @@ def upsample_file(
                 out.write((one if chosen is None else one.crop(chosen)).data)
                 part(1.0, "copy")
                 continue
-            field = encode(one, **options | {"normalize": normal[number]})
-            for slab in field.slabs(grid, progress=part, stop=stop):
+            step = _consistency(one, target, chosen, settings.consistency)
+            memory = _without(settings.memory, step)
+            field = encode(one, **options | {"normalize": normal[number], "memory": memory})
+            for slab in _slabs(field, grid, step, part, stop):
                 out.write(slab)
-            del field  # before the next one: their features need not fit together
+            del field, step  # before the next one: their features need not fit together
     return {
         "input": str(source),
         "output": str(output),
@@ -362,6 +390,33 @@ def output_grid(volume: Volume, target: Target, box: Box | None) -> Grid:
     except UsageError as error:
         raise UsageError(f"{volume.name}: {error}") from None
     return grid.crop(volume.grid.box_in(grid, box))
+
+
+def _consistency(
+    volume: Volume, target: Target, box: Box | None, scanner: ScannerModel | None
+) -> Consistency | None:
+    """The correction of the result, if one is asked for."""
+    if scanner is None:
+        return None
+    from napari_arssr.consistency import Consistency
+
+    whole = target.grid(volume.grid, volume.name)
+    part = whole.box if box is None else volume.grid.box_in(whole, box)
+    return Consistency(volume, whole, part, scanner)
+
+
+def _without(memory: int | None, step: Consistency | None) -> int | None:
+    """What is left of ``memory`` for the field beside the correction."""
+    return memory if memory is None or step is None else memory - step.held_bytes
+
+
+def _slabs(
+    field: NetworkField, grid: Grid, step: Consistency | None, progress: Report, stop: Stop
+) -> Iterator[npt.NDArray[np.float32]]:
+    """The field on ``grid``, corrected where that is asked for."""
+    if step is None:
+        return field.slabs(grid, progress=progress, stop=stop)
+    return step.correct(field.slabs(step.source_grid, progress=progress, stop=stop))
 
 
 def _fit(volume: Volume, normalize: Method | Normalizer | None, loaded: Loaded) -> Normalizer:
@@ -395,6 +450,7 @@ def _settings_record(settings: Settings, target: Target, box: Box | None) -> dic
     return {
         "version": napari_arssr.__version__,
         "weights": Path(settings.weights).name,
+        "consistency": None if settings.consistency is None else asdict(settings.consistency),
         "target_zyx": wanted,
         "box_zyx": None if box is None else [list(box.start), list(box.stop)],
     }
