@@ -100,6 +100,7 @@ def test_the_console_script_runs_the_command_line() -> None:
 
 def test_lazy_names_are_the_real_ones() -> None:
     import napari_arssr
+    from napari_arssr.degradation import ScannerModel
     from napari_arssr.field import Field
     from napari_arssr.io import read, write
     from napari_arssr.upsampling import encode, upsample
@@ -109,6 +110,7 @@ def test_lazy_names_are_the_real_ones() -> None:
         "Box": Box,
         "Field": Field,
         "Grid": Grid,
+        "ScannerModel": ScannerModel,
         "Volume": Volume,
         "encode": encode,
         "read": read,
