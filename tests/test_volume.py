@@ -14,7 +14,15 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from napari_arssr.errors import UsageError
-from napari_arssr.volume import Box, Grid, Volume, as_triple
+from napari_arssr.volume import (
+    Box,
+    Grid,
+    SliceView,
+    Volume,
+    affine_of_part,
+    as_triple,
+    spatial_indices,
+)
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 
@@ -346,6 +354,64 @@ def test_grids_are_equal_within_what_a_header_can_hold() -> None:
     assert grid != Grid((4, 5, 7), grid.affine)
 
 
+@EXAMPLES
+@given(grids)
+def test_a_napari_affine_finds_back_to_its_grid(grid: Grid) -> None:
+    # -(S, A, R) of every voxel, by nibabel.
+    places = -centres(grid)[:, ::-1]
+    np.testing.assert_allclose(
+        apply_affine(grid.napari_affine, indices(grid.shape)), places, atol=1e-9
+    )
+    found = Grid.from_napari(grid.shape, grid.napari_affine)
+    assert found.shape == grid.shape
+    np.testing.assert_array_equal(found.affine, grid.affine)
+
+
+def test_a_plane_becomes_a_slice_as_thick_as_its_pixels_are_wide() -> None:
+    turn = np.deg2rad(30)
+    plane = np.eye(3)
+    plane[:2, :2] = [[np.cos(turn) * 2, -np.sin(turn) * 3], [np.sin(turn) * 2, np.cos(turn) * 3]]
+    plane[:2, 2] = [5, 7]  # (P, L) of the first pixel
+    grid = Grid.from_napari((4, 6), plane)
+    assert grid.shape == (1, 4, 6)
+    np.testing.assert_allclose(grid.spacing, (3, 2, 3))
+    posterior, left = apply_affine(plane, [1, 2])
+    np.testing.assert_allclose(grid.world([0, 1, 2]), [-left, -posterior, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "message"),
+    [
+        ((4,), np.eye(2), "1 axes"),
+        ((2, 3, 4, 5), np.eye(5), "4 axes"),
+        ((2, 3, 4), np.eye(3), "does not place 3"),
+        ((3, 4), np.zeros((3, 3)) + np.diag([0, 0, 1]), "voxel size is zero"),
+    ],
+)
+def test_a_napari_affine_of_no_grid_is_refused(
+    shape: tuple[int, ...], affine: np.ndarray, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Grid.from_napari(shape, affine)
+
+
+@EXAMPLES
+@given(grids, st.tuples(*[st.integers(1, 5)] * 3))
+def test_thinning_keeps_every_nth_voxel_where_it_is(
+    grid: Grid, steps: tuple[int, int, int]
+) -> None:
+    z, y, x = steps
+    kept = centres(grid).reshape(*grid.shape, 3)[::z, ::y, ::x]
+    thin = grid.thinned(steps)
+    assert thin.shape == kept.shape[:3]
+    np.testing.assert_allclose(centres(thin), kept.reshape(-1, 3), atol=1e-9)
+
+
+def test_thinning_by_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        Grid.from_spacing((4, 4, 4), 1).thinned((1, 0, 1))
+
+
 # IndexMap ------------------------------------------------------------------------------------
 
 
@@ -468,3 +534,439 @@ def test_the_affine_cannot_be_changed_from_outside() -> None:
     assert volume.spacing == (1, 1, 1)
     with pytest.raises(ValueError, match="read-only"):
         volume.affine[0, 0] = 5
+
+
+def test_a_thinned_volume_keeps_values_and_places() -> None:
+    values = np.arange(2 * 5 * 6 * 7).reshape(2, 5, 6, 7)
+    volume = Volume(values, Grid.from_spacing((5, 6, 7), (1, 2, 3)).affine, time_step=2)
+    thin = volume.thinned((2, 1, 3))
+    np.testing.assert_array_equal(thin.data, values[:, ::2, :, ::3])
+    assert thin.grid == volume.grid.thinned((2, 1, 3))
+    assert thin.time_step == 2
+
+
+# Volume, as a napari layer --------------------------------------------------------------------
+
+
+@EXAMPLES
+@given(affines(), st.floats(0.01, 100), st.booleans())
+def test_a_layers_volume_is_the_one_it_was_made_of(
+    affine: np.ndarray, time_step: float, series: bool
+) -> None:
+    data = np.zeros((5, 2, 3, 4) if series else (2, 3, 4))
+    volume = Volume(data, affine, time_step=time_step if series else 0.0)
+    found = Volume.from_napari(
+        data, volume.napari_affine, [1] * data.ndim, series=series, name="a", metadata={"b": 1}
+    )
+    assert found.data is data
+    np.testing.assert_array_equal(found.affine, volume.affine)
+    assert found.time_step == pytest.approx(volume.time_step)
+    assert (found.name, found.metadata) == ("a", {"b": 1})
+
+
+def test_every_axis_of_a_layers_world_has_its_unit() -> None:
+    data = np.zeros((2, 3, 4, 5))
+    affine = np.diag([30.0, 4, 5, 6, 1])
+    volume = Volume.from_napari(data, affine, [0.001, 0.001, 1, 25.4], series=True)
+    assert volume.time_step == pytest.approx(0.03)
+    np.testing.assert_allclose(volume.spacing, (0.004, 5, 6 * 25.4))
+
+
+@pytest.mark.parametrize(("step", "seconds"), [(1.0, 0.0), (2.5, 2.5)])
+def test_a_time_without_a_unit_counts_frames_unless_it_has_a_step(
+    step: float, seconds: float
+) -> None:
+    affine = np.diag([step, 1, 1, 1, 1])
+    volume = Volume.from_napari(np.zeros((2, 2, 2, 2)), affine, [None, 1, 1, 1], series=True)
+    assert volume.time_step == seconds
+    assert volume.napari_affine[0, 0] == step
+
+
+def test_planes_in_time_are_frames_of_one_slice() -> None:
+    data = np.arange(24).reshape(2, 3, 4)
+    volume = Volume.from_napari(data, np.diag([2.0, 3, 3, 1]), [1, 1, 1], series=True)
+    np.testing.assert_array_equal(volume.data, data[:, None])
+    assert volume.time_step == 2
+
+
+MIRRORED = np.diag([-1.0, 1, 1, 1, 1])
+DRIFTING = np.eye(5)
+DRIFTING[2, 0] = 0.5
+SHEARED = np.eye(5)
+SHEARED[0, 3] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "series", "message"),
+    [
+        ((2, 2, 2, 2), MIRRORED, True, "turn or mirror the axis of time"),
+        ((2, 2, 2, 2), DRIFTING, True, "turn or mirror the axis of time"),
+        ((2, 2, 2, 2), SHEARED, True, "turn or mirror the axis of time"),
+        ((2, 2, 2, 2), np.full((5, 5), np.nan), True, "finite"),
+        ((2, 2, 2, 2), np.eye(5), False, "4 axes"),
+        ((2, 2, 2, 2, 2), np.eye(6), True, "5 axes"),
+        ((4,), np.eye(2), False, "1 axes"),
+        ((2, 0, 2), np.eye(4), False, "empty"),
+        ((2, 2, 2), np.diag([1, 0, 1, 1]), False, "singular"),
+        ((2, 2, 2), np.full((4, 4), np.inf), False, "finite"),
+        ((2, 2, 2), np.eye(3), False, "not those of 3 axes"),
+    ],
+)
+def test_a_layer_that_shows_no_volume_is_refused_by_name(
+    shape: tuple[int, ...], affine: np.ndarray, series: bool, message: str
+) -> None:
+    with pytest.raises(UsageError, match=f"photo.*{message}"):
+        Volume.from_napari(np.zeros(shape), affine, [1] * len(shape), series=series, name="photo")
+
+
+def test_a_napari_affine_may_count_in_micrometres() -> None:
+    volume = Volume(np.zeros((5, 2, 3, 4)), np.diag([1, 2, 3, 1]), time_step=2)
+    expected = np.diag([1.0, 1000, 1000, 1000, 1]) @ volume.napari_affine
+    np.testing.assert_allclose(volume.napari_affine_in(0.001), expected)
+
+
+@EXAMPLES
+@given(affines(), st.permutations(range(3)), st.permutations(range(3)), st.booleans())
+def test_transposed_voxels_keep_their_places_and_find_back(
+    affine: np.ndarray, first: list[int], second: list[int], series: bool
+) -> None:
+    shape = (2, 3, 4, 5) if series else (3, 4, 5)
+    volume = Volume(np.arange(math.prod(shape)).reshape(shape), affine, metadata={"a": 1})
+    turned = volume.transposed(first).transposed(second)
+    assert turned.grid.shape == tuple(volume.grid.shape[first[axis]] for axis in second)
+    before = dict(
+        zip(frame(volume).ravel(), map(tuple, centres(volume.grid).round(6)), strict=True)
+    )
+    after = dict(zip(frame(turned).ravel(), map(tuple, centres(turned.grid).round(6)), strict=True))
+    for value, place in before.items():
+        np.testing.assert_allclose(after[value], place, atol=1e-5)
+    for found in (turned.in_storage_order(), volume.along_world_axes().in_storage_order()):
+        np.testing.assert_array_equal(found.data, volume.data)
+        np.testing.assert_array_equal(found.affine, volume.affine)
+        assert np.shares_memory(found.data, volume.data)
+        assert found.metadata["a"] == 1
+
+
+def frame(volume: Volume) -> np.ndarray:
+    return volume.data[0] if volume.data.ndim == 4 else volume.data
+
+
+@pytest.mark.parametrize("order", [None, "abc", (0, 0, 1), (0, 1), [2, 1, 0, 3], 7, [[0], 1, 2]])
+def test_a_storage_order_that_is_none_says_nothing(order: object) -> None:
+    volume = Volume(np.zeros((2, 3, 4)), np.eye(4), metadata={"storage_order": order})
+    assert volume.in_storage_order().data.shape == (2, 3, 4)
+
+
+def test_an_order_of_axes_must_be_one() -> None:
+    with pytest.raises(UsageError, match="permutation"):
+        Volume(np.zeros((2, 3, 4)), np.eye(4)).transposed((0, 0, 1))
+
+
+# Boxes by hand -------------------------------------------------------------------------------
+
+
+def test_a_box_can_have_another_range_along_an_axis() -> None:
+    box = Box((1, 2, 3), (4, 5, 6))
+    assert box.with_range(1, 0, 9) == Box((1, 0, 3), (4, 9, 6))
+    assert box == Box((1, 2, 3), (4, 5, 6))
+
+
+def test_what_two_boxes_have_in_common_is_in_both() -> None:
+    one, other = Box((0, 0, 0), (4, 5, 6)), Box((2, 3, 1), (9, 9, 2))
+    assert one.common(other) == other.common(one) == Box((2, 3, 1), (4, 5, 2))
+    assert one.common(Box((4, 0, 0), (5, 5, 6))) is None
+
+
+@EXAMPLES
+@given(grids, st.data())
+def test_a_snapped_box_keeps_its_size_when_it_is_moved(grid: Grid, data: st.DataObject) -> None:
+    box = data.draw(boxes(grid.shape))
+    corners = np.array([box.start, box.stop]) - 0.5
+    assert grid.box_snapped(corners) == box
+    moved = [data.draw(st.floats(-0.49, 0.49)) for _ in range(3)]
+    assert grid.box_snapped(corners + moved) == box
+
+
+def test_a_snapped_box_has_a_voxel_at_least_and_lies_in_the_grid() -> None:
+    grid = Grid.from_spacing((10, 10, 10), 1)
+    flat = [[4.0, 2.2, 3.4], [4.0, 2.3, 3.45]]
+    assert grid.box_snapped(flat) == Box((4, 2, 3), (5, 3, 4))
+    assert grid.box_snapped([[-1e300, 2.9, 8.6], [4.4, 4.9, 1e300]]) == Box((0, 3, 9), (5, 5, 10))
+    assert grid.box_snapped([[12.0, 0, 0], [14.0, 5, 5]]) is None
+    assert grid.box_snapped([[-3.0, 0, 0], [-1.0, 5, 5]]) is None
+
+
+@EXAMPLES
+@given(grids, st.integers(0, 2), st.data())
+def test_a_cubed_box_is_as_deep_as_its_shorter_side(
+    grid: Grid, axis: int, data: st.DataObject
+) -> None:
+    number = data.draw(st.integers(0, grid.shape[axis] - 1))
+    flat = data.draw(boxes(grid.shape)).with_range(axis, number, number + 1)
+    cubed = grid.cubed(flat, axis, number)
+    assert cubed.with_range(axis, number, number + 1) == flat
+    assert 0 <= cubed.start[axis] <= number < cubed.stop[axis] <= grid.shape[axis]
+    lengths = np.array(cubed.shape) * grid.spacing
+    shorter = min(length for other, length in enumerate(lengths) if other != axis)
+    deepest = grid.shape[axis] * grid.spacing[axis]
+    wanted = np.clip(shorter, grid.spacing[axis], deepest)
+    assert abs(lengths[axis] - wanted) <= grid.spacing[axis] / 2 + 1e-9
+
+
+# What a window shows -------------------------------------------------------------------------
+
+
+def window(
+    grid: Grid,
+    affine: np.ndarray | None = None,
+    shown: tuple[int, int] = (1, 2),
+    index: tuple[float, ...] = (3, 0, 0),
+    **settings: object,
+) -> SliceView:
+    """A view of a layer that is placed by ``affine``, or counts voxels, cut at an index."""
+    affine = np.eye(4) if affine is None else affine
+    point = (affine @ [*index, 1])[:-1]
+    return SliceView.of(grid, affine, shown, point, **settings)
+
+
+TURNED = np.eye(4)
+TURNED[1:3, 1:3] = 0.5 * Rotation.from_euler("z", 25, degrees=True).as_matrix()[:2, :2]
+TURNED[1:3, 3] = 4, -7
+
+
+@pytest.mark.parametrize("shown", [(1, 2), (2, 1), (0, 2), (0, 1), (2, 0)])
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([3.0, -2.0, 0.5, 1]), TURNED])
+def test_the_box_in_view_holds_what_the_canvas_shows(
+    affine: np.ndarray, shown: tuple[int, int]
+) -> None:
+    if affine is TURNED and shown not in ((1, 2), (2, 1)):
+        return  # napari draws such a slice as if it were not turned; see below
+    grid = Grid.from_spacing((20, 30, 40), 1)
+    index = np.array([7.0, 11, 17])
+    centre = (affine @ [*index, 1])[list(shown)]
+    view = window(grid, affine, shown, tuple(index), centre=centre, zoom=9.0, canvas=(70, 90))
+    across = ({0, 1, 2} - set(shown)).pop()
+    assert view.across == across
+    assert view.number == index[across]
+    inverse = np.linalg.inv(affine)
+    low = np.full(3, np.inf)
+    high = -low
+    for row, column in product(np.linspace(-35, 35, 71), np.linspace(-45, 45, 91)):
+        world = (affine @ [*index, 1])[:3]
+        world[list(shown)] = centre + np.array([row, column]) / 9
+        here = (inverse @ [*world, 1])[:3]
+        low, high = np.minimum(low, here), np.maximum(high, here)
+    assert view.box is not None
+    start = np.clip(np.floor(low + 0.5 + 1e-6), 0, grid.shape)
+    stop = np.clip(np.floor(high + 0.5 - 1e-6) + 1, 0, grid.shape)
+    assert view.box.start == tuple(start)
+    assert view.box.stop == tuple(stop)
+    assert np.prod(view.voxel_pixels) == pytest.approx(
+        81 * abs(np.linalg.det(affine[np.ix_(shown, shown)]))
+    )
+
+
+def test_an_oblique_slice_is_taken_to_be_drawn_as_if_it_were_not() -> None:
+    """As napari does: the world's part that leans out of the drawn plane is dropped."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [20, 10, -15], degrees=True).as_matrix() * [3, 1, 1]
+    affine[:3, 3] = 5, -8, 2
+    grid = Grid.from_spacing((20, 30, 40), 1)
+    inverse = np.linalg.inv(affine)
+    point = np.array([(6.0 - inverse[0, 3]) / inverse[0, 0], 0, 0])
+    view = SliceView.of(grid, affine, (1, 2), point, centre=(1.0, 2.0), zoom=4, canvas=(8, 8))
+    assert view.number == 6
+    drawn = affine[1:3, 1:3] @ [11.0, 13.5] + affine[1:3, 3]
+    np.testing.assert_allclose(view.index(drawn), [6, 11, 13.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"shown": (0, 1), "series": True, "frames": 5}, "does not show two axes of its space"),
+        ({"shown": (-1, 2)}, "does not show two axes of its space"),
+        ({"shown": (1, 2), "index": (-0.6, 0, 0)}, "beside"),
+        ({"shown": (1, 2), "index": (9.6, 0, 0)}, "beside"),
+        ({"affine": np.eye(4)[[2, 1, 0, 3]]}, "edge on"),
+    ],
+)
+def test_a_view_that_shows_no_slice_says_why(settings: dict[str, object], reason: str) -> None:
+    grid = Grid.from_spacing((10, 10, 10), 1)
+    if settings.get("series"):
+        settings |= {"affine": np.eye(5), "index": (0, 0, 0, 0)}
+    with pytest.raises(UsageError, match=reason):
+        window(grid, **settings)
+
+
+def test_time_says_which_frame_and_planes_are_slice_0() -> None:
+    grid = Grid.from_spacing((10, 12, 14), 1)
+    view = window(grid, np.eye(5), (1, 3), (4.2, 0, 6.9, 0), series=True, frames=5)
+    assert (view.frame, view.number, view.axes, view.across) == (4, 7, (0, 2), 1)
+    assert view.layer_shape == (5, 10, 12, 14)
+    plane = Grid.from_spacing((1, 12, 14), 1)
+    view = window(plane, np.eye(3), (0, 1), (0, 0))
+    assert (view.frame, view.number, view.axes, view.layer_shape) == (0, 0, (1, 2), (12, 14))
+    view = window(plane, np.eye(4), (1, 2), (2, 0, 0), series=True, frames=5)
+    assert (view.frame, view.number, view.axes, view.layer_shape) == (2, 0, (1, 2), (5, 12, 14))
+    assert spatial_indices([[2, 3, 4]], series=True).tolist() == [[0, 3, 4]]
+    assert spatial_indices([[3, 4]], series=False).tolist() == [[0, 3, 4]]
+    assert spatial_indices([[9, 2, 3, 4]], series=True).tolist() == [[2, 3, 4]]
+
+
+@pytest.mark.parametrize("zoom", [0.7, 1.3, 2.5, 7.31, 150.0])
+@pytest.mark.parametrize("shown", [(1, 2), (2, 0)])
+def test_a_patch_is_a_part_of_the_whole_grid_as_fine_as_the_screen(
+    zoom: float, shown: tuple[int, int]
+) -> None:
+    affine = np.diag([2.0, 1.0, 1.5, 1])
+    grid = Grid((20, 30, 40), np.diag([-1.5, -1.0, -2.0, 1]))
+    view = window(grid, affine, shown, (7, 9, 11), centre=(20, 25), zoom=zoom, canvas=(63, 85))
+    patch = view.patch()
+    assert patch is not None
+    whole = list(grid.shape)
+    for axis in shown:
+        whole[axis] = max(grid.shape[axis], round(grid.shape[axis] * affine[axis, axis] * zoom))
+    full = grid.with_shape(whole)
+    start = np.rint(full.index(patch.grid.world([0, 0, 0]))).astype(int)
+    box = Box(tuple(start), tuple(start + patch.grid.shape))
+    assert patch.grid == full.crop(box)
+    assert patch.grid.shape[view.across] == 1
+    assert start[view.across] == view.number
+    first = np.array([0, 0, 0])
+    last = np.array(patch.grid.shape) - 1
+    for voxel in (first, last):
+        here = grid.index(patch.grid.world(voxel))
+        np.testing.assert_allclose(here, np.array(patch.start) + voxel * patch.step, atol=1e-9)
+    # It covers what is seen of the slice, and hardly more.
+    pixels = [affine[axis, axis] * zoom for axis in shown]
+    for axis, low, high, pixel in zip(shown, view.low, view.high, pixels, strict=True):
+        ends = np.clip(np.array([low, high]) / affine[axis, axis], -0.5, grid.shape[axis] - 0.5)
+        covered = (
+            patch.start[axis] - patch.step[axis] / 2,
+            patch.step[axis] * patch.grid.shape[axis],
+        )
+        assert covered[0] <= ends[0] + 1e-9
+        assert covered[0] + covered[1] >= ends[1] - 1e-9
+        assert covered[1] <= ends[1] - ends[0] + 2.01 * patch.step[axis]
+        if pixel > 1:
+            assert patch.step[axis] * pixel == pytest.approx(1, abs=0.03)
+
+
+def test_there_is_no_patch_where_pixels_are_no_smaller_than_voxels() -> None:
+    grid = Grid.from_spacing((20, 30, 40), 1)
+    assert window(grid, zoom=1.0, canvas=(50, 50)).patch() is None
+    assert window(grid, zoom=3.0, canvas=(50, 50)).patch(0.25) is None
+    assert window(grid, zoom=8.0, canvas=(50, 50), centre=(500, 0)).patch() is None
+    # Coarse in one direction only: there is something to gain along that one.
+    thick = window(grid, np.diag([5.0, 1, 1, 1]), (0, 2), (3, 4, 5), zoom=0.9, canvas=(99, 99))
+    patch = thick.patch()
+    assert patch is not None
+    assert patch.step[0] == pytest.approx(1 / 4.5)
+    assert patch.step[2] == 1
+
+
+def test_a_patch_has_no_more_voxels_than_allowed() -> None:
+    grid = Grid.from_spacing((20, 300, 400), 1)
+    view = window(grid, zoom=40.0, canvas=(3000, 4000), centre=(150, 200))
+    patch = view.patch(most=100_000)
+    assert patch is not None
+    assert 90_000 < patch.grid.size <= 100_000
+
+
+@EXAMPLES
+@given(affines(), st.sampled_from([(1, 2), (2, 1), (0, 2), (1, 0)]))
+def test_what_is_placed_on_a_layer_is_cut_and_drawn_as_the_layer(
+    affine: np.ndarray, shown: tuple[int, int]
+) -> None:
+    grid = Grid.from_spacing((9, 9, 9), 1)
+    inverse = np.linalg.inv(affine)
+    across = ({0, 1, 2} - set(shown)).pop()
+    assume(abs(inverse[across, across]) > 0.1 * np.linalg.norm(inverse[across, :3]))
+    point = np.zeros(3)
+    point[across] = (4.2 - inverse[across, 3]) / inverse[across, across]
+    try:
+        view = SliceView.of(grid, affine, shown, point, zoom=200, canvas=(300, 400))
+    except UsageError:
+        assume(False)
+        raise
+    start, step = [0.3, 1.7, 2.2], [0.25, 0.5, 0.125]
+    placed = view.placed(affine, start, step)
+    # Cut: the same number across, at the same place of the world.
+    cut = np.linalg.inv(placed)[across, across] * point[across] + np.linalg.inv(placed)[across, 3]
+    assert cut == pytest.approx(4.2, abs=1e-6)
+    # Drawn: napari uses the part between the drawn axes and drops the rest.
+    index = np.array([3.0, 5.0, 7.0])
+    there = np.array([4.2, 4.2, 4.2])
+    there[list(shown)] = (np.array(start) + index * step)[list(shown)]
+    ours = placed[np.ix_(shown, shown)] @ index[list(shown)] + placed[list(shown), 3]
+    its = affine[np.ix_(shown, shown)] @ there[list(shown)] + affine[list(shown), 3]
+    np.testing.assert_allclose(ours, its, atol=1e-9)
+
+
+def test_the_outline_of_a_box_is_its_section() -> None:
+    grid = Grid.from_spacing((20, 30, 40), 1)
+    box = Box((2, 3, 4), (6, 8, 10))
+    view = window(grid, np.eye(5), (1, 3), (2, 0, 5, 0), series=True, frames=4)
+    assert view.outline(box).tolist() == [
+        [2, 1.5, 5, 3.5],
+        [2, 1.5, 5, 9.5],
+        [2, 5.5, 5, 9.5],
+        [2, 5.5, 5, 3.5],
+    ]
+    assert window(grid, np.eye(4), (0, 2), (0, 8, 0)).outline(box) is None
+
+
+def test_edges_are_gripped_within_reach_and_dragged_to_the_mouse() -> None:
+    grid = Grid.from_spacing((20, 30, 40), 1)
+    box = Box((2, 3, 4), (6, 8, 10))
+    view = window(grid, np.diag([1.0, 2, 2, 1]), index=(3, 0, 0), zoom=5.0, canvas=(400, 400))
+    # A voxel is 10 pixels: 0.5 voxels are 5 pixels.
+    assert view.grip(box, (2 * 2.5, 2 * 6.0), 6) == (-1, 0)
+    assert view.grip(box, (2 * 7.9, 2 * 9.0), 6) == (1, 1)
+    assert view.grip(box, (2 * 5.0, 2 * 3.0), 6) == (0, -1)
+    assert view.grip(box, (2 * 5.0, 2 * 6.5), 6) is None
+    assert view.grip(box, (2 * 2.5, 2 * 12.0), 6) is None
+    assert window(grid, index=(9, 0, 0)).grip(box, (2.5, 6.0), 6) is None
+    # A box of one voxel, seen small: the nearer edge.
+    assert view.grip(Box((3, 5, 5), (4, 6, 6)), (2 * 5.0, 2 * 4.6), 6) in ((0, -1), (-1, -1))
+    corners = view.dragged(box, (1, 0), (2 * 12.25, 2 * 99.0))
+    assert corners.tolist() == [[3, 2.5, 3.5], [3, 12.25, 9.5]]
+    assert view.line_width(2) == pytest.approx(0.2)
+    assert view.pixels_between((1, 1), (4, 5)) == pytest.approx(25)
+
+
+@pytest.mark.parametrize(
+    ("affine", "shown", "part"),
+    [
+        (np.eye(4), (1, 2), ((0, 20), (0, 30), (0, 13))),
+        (np.diag([1.0, 1, -1, 1]), (1, 2), ((0, 20), (0, 30), (28, 40))),
+        (np.eye(4), (2, 1), ((0, 20), (0, 13), (0, 40))),
+    ],
+)
+def test_a_line_down_the_canvas_cuts_between_voxels(
+    affine: np.ndarray, shown: tuple[int, int], part: tuple[tuple[int, int], ...]
+) -> None:
+    grid = Grid.from_spacing((20, 30, 40), 1)
+    sign = affine[shown[1], shown[1]]
+    middle = 20.0 if sign > 0 else -20.0
+    view = window(grid, affine, shown, (3, 0, 0), centre=(15, middle), zoom=10, canvas=(100, 300))
+    assert view.width == pytest.approx(300)
+    assert view.share(middle) == pytest.approx(0.5)
+    # A quarter of 300 pixels is 7.5 voxels left of the middle.
+    assert view.left_of(0.25) == part
+    assert view.left_of(-9.0) is None
+    start, step = view.dividing_line(0.25, 2)
+    cut = shown[1]
+    edge = part[cut][1] if sign > 0 else part[cut][0]
+    assert start[cut] == edge - 0.5
+    assert step[cut] == pytest.approx(0.2)
+    assert step[shown[0]] == grid.shape[shown[0]]
+    assert start[shown[0]] == (grid.shape[shown[0]] - 1) / 2
+
+
+@EXAMPLES
+@given(affines(), st.data())
+def test_a_part_of_an_array_keeps_its_place(affine: np.ndarray, data: st.DataObject) -> None:
+    start = [data.draw(st.integers(0, 9)) for _ in range(3)]
+    moved = affine_of_part(affine, start)
+    np.testing.assert_allclose(moved @ [1, 2, 3, 1], affine @ [*np.add(start, [1, 2, 3]), 1])
