@@ -1,20 +1,66 @@
-"""Volumes to try things on: a real scan, a phantom known exactly, two to download."""
+"""Volumes to try things on: a real scan, a phantom known exactly, two to download.
+
+The two to download are scikit-image's. They are taken from its own cache if they are there,
+else fetched from their pinned address, verified, and kept with the weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from napari_arssr.errors import FileError
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.errors import Cancelled, FileError
 from napari_arssr.io import read
 from napari_arssr.phantom import Phantom
-from napari_arssr.volume import Grid, Volume
+from napari_arssr.volume import Grid, Volume, as_triple
+from napari_arssr.weights import (
+    CACHE_VARIABLE,
+    Progress,
+    Stop,
+    _download,
+    _NotFetched,
+    cache_folder,
+)
 
-__all__ = ["brain", "nuclei", "phantom", "scan"]
+__all__ = ["brain", "cells", "nuclei", "phantom", "phantom_pair", "scan"]
+
+_SLAB = 12  # planes of the phantom between two reports of progress
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file to download."""
+
+    sample: str
+    filename: str
+    url: str
+    sha256: str
+    allow_http: bool = False  # for a server on this machine
+
+
+_SKIMAGE = "https://gitlab.com/scikit-image/data/-/raw/2cdc5ce89b334d28f06a58c9f0ca21aa6992a5ba"
+_BRAIN = _Source(
+    "brain",
+    "brain.tiff",
+    f"{_SKIMAGE}/brain.tiff",
+    "bcdbaf424fbad7b1fb0f855f608c68e5a838f35affc323ff04ea17f678eef5c6",
+)
+_CELLS = _Source(
+    "cells",
+    "cells3d.tif",
+    f"{_SKIMAGE}/cells3d.tif",
+    "afc7c7d80d38bfde09788b4064ac1e64ec14e88454ab785ebdc8dbba5ca3b222",
+)
 
 
 def scan() -> Volume:
@@ -31,47 +77,162 @@ def phantom(spacing: float | tuple[float, float, float] = 2.0) -> Volume:
     return Phantom().sample(Phantom.grid(spacing), oversampling=2)
 
 
-def brain() -> Volume:
+def phantom_pair(
+    scale: float | Sequence[float] = 2.0,
+    model: ScannerModel | None = None,
+    *,
+    spacing: float = 1.0,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> tuple[Volume, Volume]:
+    """The phantom at low resolution, and the reference that a result should come near to.
+
+    Parameters
+    ----------
+    scale : float or three floats
+        Reference voxels per low-resolution voxel, (z, y, x).
+    model : ScannerModel, optional
+        The scanner; a Gaussian as wide as the low-resolution voxel by default.
+    spacing : float
+        Voxel size of the reference in millimetres. Its values are the phantom's own at the
+        voxel centres.
+    progress : callable, optional
+        Called with the slabs of the reference that are done, and all of them.
+    stop : callable, optional
+        Asked between slabs.
+
+    Raises
+    ------
+    Cancelled
+        If ``stop()`` was True.
+    """
+    grid = Phantom.grid(spacing)
+    slabs = list(grid.box.blocks((_SLAB, *grid.shape[1:])))
+    data = []
+    for number, box in enumerate(slabs):
+        if stop is not None and stop():
+            raise Cancelled
+        data.append(Phantom().sample(grid.crop(box)).data)
+        if progress is not None:
+            progress(number + 1, len(slabs))
+    reference = Volume(np.concatenate(data), grid.affine, name="phantom, reference")
+    coarse = grid.scaled([1 / k for k in as_triple(scale, "scale")])
+    low = (model or ScannerModel()).measure(reference, coarse)
+    return replace(low, name="phantom"), reference
+
+
+def brain(*, progress: Progress | None = None, stop: Stop | None = None) -> Volume:
     """scikit-image's ``brain``: ten axial slices of a head, 256 × 256; downloaded once.
 
     The file states no voxel size: 1 × 1 mm in plane and 5 mm between slices are assumed.
 
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with the bytes received and the bytes in all (None if the server does not say).
+    stop : callable, optional
+        Asked between chunks; True ends the download.
+
     Raises
     ------
     FileError
         If it is not here and cannot be downloaded.
+    Cancelled
+        If ``stop()`` was True.
     """
-    data = _downloaded("brain", lambda source: source.brain())
-    return Volume(data, Grid.unoriented(data.shape, (5.0, 1.0, 1.0)).affine, name="brain")
+    data = _array(_BRAIN, 3, progress, stop)
+    grid = Grid.unoriented(_zyx(data), (5.0, 1.0, 1.0))
+    return Volume(data, grid.affine, name="brain")
 
 
-def nuclei() -> Volume:
-    """scikit-image's ``cells3d``, nuclei channel, every fourth plane: a coarse z; downloaded once.
+def cells(*, progress: Progress | None = None, stop: Stop | None = None) -> tuple[Volume, Volume]:
+    """scikit-image's ``cells3d``, membranes and nuclei; downloaded once.
+
+    60 × 256 × 256 voxels of 0.29 × 0.26 × 0.26 µm, (z, y, x). Parameters and errors are those
+    of :func:`brain`.
+    """
+    data = _array(_CELLS, 4, progress, stop)
+    grid = Grid.unoriented(_zyx(data[:, 0]), (0.29, 0.26, 0.26)).in_millimetres(1e-3)
+    membranes, nuclei = (
+        Volume(np.ascontiguousarray(data[:, channel]), grid.affine, name=name)
+        for channel, name in enumerate(("membranes", "nuclei"))
+    )
+    return membranes, nuclei
+
+
+def nuclei(*, progress: Progress | None = None, stop: Stop | None = None) -> Volume:
+    """The nuclei of :func:`cells`, every fourth plane: a coarse z.
 
     15 × 256 × 256 voxels of 1.16 × 0.26 × 0.26 µm, (z, y, x).
-
-    Raises
-    ------
-    FileError
-        If it is not here and cannot be downloaded.
     """
-    data = _downloaded("cells3d", lambda source: source.cells3d()[::4, 1])
-    grid = Grid.unoriented(data.shape, (1.16, 0.26, 0.26)).in_millimetres(1e-3)
-    return Volume(data, grid.affine, name="nuclei")
+    return cells(progress=progress, stop=stop)[1].thinned((4, 1, 1))
 
 
-def _downloaded(name: str, get: Callable[[Any], np.ndarray[Any, Any]]) -> Any:
-    from skimage import data as source
+def _array(
+    source: _Source, axes: int, progress: Progress | None, stop: Stop | None
+) -> npt.NDArray[Any]:
+    import tifffile
 
+    path = _fetch(source, progress, stop)
+    data = np.asarray(tifffile.imread(path))
+    assert data.ndim == axes, data.shape  # its digest says that it is the file we know
+    return data
+
+
+def _zyx(data: npt.NDArray[Any]) -> tuple[int, int, int]:
+    z, y, x = data.shape
+    return z, y, x
+
+
+def _fetch(source: _Source, progress: Progress | None, stop: Stop | None) -> Path:
+    """The verified file, from scikit-image's cache, from ours, or from its address."""
+    from skimage.data import data_dir
+
+    folder = cache_folder() / "samples"
+    target = folder / source.filename
+    for path in (Path(data_dir) / source.filename, target):
+        if _is_whole(path, source):
+            return path
     try:
-        return np.ascontiguousarray(get(source))
-    except OSError as error:  # requests' errors are OSErrors, and so is a read-only cache
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+    except OSError as error:
+        raise _cannot_keep(source, folder, error) from None
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            _download(source.url, file, progress, stop, allow_http=source.allow_http)
+        _check_whole(partial, source)
+        partial.chmod(0o644)
+        partial.replace(target)
+    except _NotFetched as failure:
         raise FileError(
-            f"The sample {name!r} could not be downloaded by scikit-image "
-            f"({type(error).__name__}); connect to the network, or use the samples that come "
-            "with the package: scan and phantom."
+            f"The sample {source.sample!r} could not be downloaded: {failure}; connect to the "
+            f"network and try again, put {source.url} at {target} by other means, or use the "
+            "samples that come with the package: scan and phantom."
         ) from None
-    except ValueError:
-        raise FileError(
-            f"The sample {name!r} came broken and was thrown away; try again later."
-        ) from None
+    except OSError as error:
+        raise _cannot_keep(source, folder, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _is_whole(path: Path, source: _Source) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == source.sha256
+    except OSError:
+        return False
+
+
+def _check_whole(path: Path, source: _Source) -> None:
+    if not _is_whole(path, source):
+        raise _NotFetched("what came is not the file that it should be and was thrown away")
+
+
+def _cannot_keep(source: _Source, folder: Path, error: OSError) -> FileError:
+    return FileError(
+        f"The sample {source.sample!r} cannot be kept in {folder} ({error.strerror or error}); "
+        f"make room or name another folder in the environment variable {CACHE_VARIABLE}."
+    )

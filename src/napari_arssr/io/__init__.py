@@ -21,21 +21,37 @@ flushed to the disk, and renamed.
 from __future__ import annotations
 
 from napari_arssr.io.casting import cast
-from napari_arssr.io.origin import Origin, origin_of
-from napari_arssr.io.paths import SUFFIXES, check_output, stem, volumes_in
+from napari_arssr.io.origin import LABEL, LABEL_INTENTS, Origin, is_label_map, origin_of
+from napari_arssr.io.paths import (
+    SUFFIXES,
+    check_output,
+    files_of,
+    known_suffix,
+    stem,
+    volumes_in,
+    without_suffix,
+)
 from napari_arssr.io.reading import read
+from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.writing import SlabWriter, create, write
 
 __all__ = [
+    "LABEL",
+    "LABEL_INTENTS",
     "SUFFIXES",
     "Origin",
     "SlabWriter",
+    "StoredArray",
     "cast",
     "check_output",
     "create",
+    "files_of",
+    "is_label_map",
+    "known_suffix",
     "origin_of",
     "read",
     "stem",
     "volumes_in",
+    "without_suffix",
     "write",
 ]

@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io.origin import ALIGNED, Layout, Origin
 from napari_arssr.io.paths import KNOWN, files_of
+from napari_arssr.io.stored import StoredArray, StoredImage
 from napari_arssr.io.troubles import closing, cut_off, not_real
 from napari_arssr.volume import Grid, Volume
 
@@ -96,7 +98,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, most: int | None = None) -> Volume:
     """Read one image; see :func:`napari_arssr.io.read`."""
     image, header_path = files_of(path)[0], files_of(path)[-1]
     single = image == header_path
@@ -109,11 +111,23 @@ def read(path: Path) -> Volume:
     dtype = _dtype(path, header)
     slope, intercept = _scale_factors(path, header)
     affine, form_code = _affine(path, header, (shape[0], shape[1], shape[2]))
+    data: Any  # an array, or what reads one
+    real = _real_dtype(dtype, slope, intercept)
     with _opened(image) as file:
-        stored = _voxels(image, file, shape[::-1], dtype, offset)
+        if most is None or math.prod(shape) * real.itemsize <= most:
+            stored = _voxels(image, file, shape[::-1], dtype, offset)
+            data = _real_values(stored, slope, intercept)
+        else:
+            _check_size(image, file, offset, math.prod(shape) * dtype.itemsize)
+            convert = partial(_real_values, slope=slope, intercept=intercept)
+            data = StoredArray(
+                StoredImage(
+                    image, shape[::-1], stored=dtype, offset=offset, dtype=real, convert=convert
+                )
+            )
     series = len(shape) == 4
     return Volume(
-        _real_values(stored, slope, intercept),
+        data,
         affine,
         time_step=_time_step(header) if series else 0.0,
         name=path.name,
@@ -243,10 +257,8 @@ def _voxels(
 ) -> _Array:
     """Read an array and, in a compressed file, all behind it, which checks its checksum."""
     need = math.prod(shape) * dtype.itemsize
-    size = path.stat().st_size
     zipped = isinstance(file, gzip.GzipFile)
-    if offset + need > (size * LARGEST_EXPANSION if zipped else size):
-        raise cut_off(path, need, None if zipped else max(size - offset, 0))
+    _check_size(path, file, offset, need)
     array = np.empty(shape, dtype)
     raw = memoryview(cast(Any, array.reshape(-1).view(np.uint8)))
     file.seek(offset)
@@ -259,6 +271,14 @@ def _voxels(
     while zipped and file.read(_CHUNK):
         pass
     return array
+
+
+def _check_size(path: Path, file: BinaryIO, offset: int, need: int) -> None:
+    """See that a file is large enough for its voxels, as far as that shows from outside."""
+    size = path.stat().st_size
+    zipped = isinstance(file, gzip.GzipFile)
+    if offset + need > (size * LARGEST_EXPANSION if zipped else size):
+        raise cut_off(path, need, None if zipped else max(size - offset, 0))
 
 
 def _scale_factors(path: Path, header: _Header) -> tuple[float, float]:
@@ -275,15 +295,21 @@ def _scale_factors(path: Path, header: _Header) -> tuple[float, float]:
 
 def _real_values(stored: _Array, slope: float, intercept: float) -> _Array:
     """Stored numbers · slope + intercept, in native byte order."""
-    native = stored.dtype.newbyteorder("=")
+    dtype = _real_dtype(stored.dtype, slope, intercept)
     if slope == 1 and intercept == 0:
-        return stored.astype(native, copy=False)
-    real = np.empty(stored.shape, native if native.kind == "f" else np.float32)
+        return stored.astype(dtype, copy=False)
+    real = np.empty(stored.shape, dtype)
     # Plane by plane in float64: rounded once, without a float64 copy of the whole volume.
     with np.errstate(over="ignore"):
         for index in np.ndindex(stored.shape[:-2]):
             real[index] = stored[index] * np.float64(slope) + np.float64(intercept)
     return real
+
+
+def _real_dtype(dtype: np.dtype[Any], slope: float, intercept: float) -> np.dtype[Any]:
+    native = dtype.newbyteorder("=")
+    scaled = slope != 1 or intercept != 0
+    return np.dtype(np.float32) if scaled and native.kind != "f" else native
 
 
 def _affine(

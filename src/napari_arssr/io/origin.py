@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from napari_arssr.io.paths import stem
 from napari_arssr.volume import Grid, Volume
 
-__all__ = ["ALIGNED", "Layout", "Origin", "origin_of"]
+__all__ = ["ALIGNED", "LABEL", "LABEL_INTENTS", "Layout", "Origin", "is_label_map", "origin_of"]
+
+LABEL = 1002
+"""NIfTI's intent of a label map: every voxel holds the number of a structure."""
+
+LABEL_INTENTS = (LABEL, 1003)
+"""The intents of label maps; 1003 is one of NeuroNames' numbers."""
+
+# BIDS (dseg, mask), FreeSurfer (aseg, aparc, wmparc) and what people write.
+_LABEL_NAMES = re.compile(r"(?<![a-z])(?:dseg|aseg|seg|label|a?parc|wmparc|mask(?![a-z]))")
+_LARGEST_LABEL = 2**31 - 1
 
 ALIGNED = 2
 """Form code of an affine that came from somewhere, though not from a scanner."""
@@ -56,6 +68,26 @@ def origin_of(volume: Volume) -> Origin:
     """What the volume's file said, or the defaults where there is none."""
     origin = volume.metadata.get("origin")
     return origin if isinstance(origin, Origin) else Origin()
+
+
+def is_label_map(volume: Volume) -> bool:
+    """Whether voxels are numbers of structures rather than measurements.
+
+    That is what the file's intent says, or its name (``dseg``, ``aseg``, ``seg``, ``label``,
+    ``parc``, ``mask``), and its voxels do not say otherwise: all are whole numbers. Many
+    programs store those as floating-point numbers; voxels still in a file are not looked at.
+    """
+    if origin_of(volume).intent[0] not in LABEL_INTENTS and not _LABEL_NAMES.search(
+        stem(volume.name).lower()
+    ):
+        return False
+    if volume.data.dtype.kind in "iu":
+        return True
+    data: Any = volume.data
+    return isinstance(data, np.ndarray) and all(
+        bool(((np.rint(plane) == plane) & (np.abs(plane) <= _LARGEST_LABEL)).all())
+        for plane in data.reshape(-1, *data.shape[-2:])
+    )
 
 
 @dataclass(frozen=True)

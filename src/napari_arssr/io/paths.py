@@ -10,7 +10,16 @@ from pathlib import Path
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io.troubles import reason, saving
 
-__all__ = ["KNOWN", "SUFFIXES", "check_output", "files_of", "known_suffix", "stem", "volumes_in"]
+__all__ = [
+    "KNOWN",
+    "SUFFIXES",
+    "check_output",
+    "files_of",
+    "known_suffix",
+    "stem",
+    "volumes_in",
+    "without_suffix",
+]
 
 SUFFIXES = (".nii", ".nii.gz", ".img", ".hdr", ".tif", ".tiff")
 """What can be read and written, in lower or upper case."""
@@ -39,6 +48,11 @@ def stem(path: AnyPath) -> str:
     """The file's name without folder and suffix: ``sub-01`` for ``data/sub-01.nii.gz``."""
     suffix = known_suffix(path)
     return Path(path).name[: -len(suffix)] if suffix else Path(path).stem
+
+
+def without_suffix(name: str) -> str:
+    """A name without a suffix known here, if it ends in one: ``T1w ×2.5`` stays whole."""
+    return name[: len(name) - len(known_suffix(name))]
 
 
 def volumes_in(folder: AnyPath) -> list[Path]:

@@ -13,13 +13,16 @@ from napari_arssr.volume import Volume
 __all__ = ["read"]
 
 
-def read(path: AnyPath) -> Volume:
+def read(path: AnyPath, *, most: int | None = None) -> Volume:
     """Read a NIfTI image or a TIFF stack.
 
     Parameters
     ----------
     path : path
         ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (each finds the other), ``.tif``, ``.tiff``.
+    most : int, optional
+        Bytes to load. The voxels of a larger NIfTI image stay in the file: ``data`` is then a
+        :class:`~napari_arssr.io.StoredArray`, which reads what is indexed.
 
     Returns
     -------
@@ -41,7 +44,7 @@ def read(path: AnyPath) -> Volume:
         _check(path)
         if known_suffix(path) in tiff.SUFFIXES:
             return tiff.read(path)
-        return nifti.read(path)
+        return nifti.read(path, most)
 
 
 def _check(path: Path) -> None:

@@ -1,0 +1,277 @@
+"""Voxels in a file, indexed as if they were in memory."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import gzip
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.io import StoredArray, read
+from napari_arssr.io.stored import StoredImage
+
+Array = npt.NDArray[Any]
+
+SHAPE = (3, 4, 5, 6)  # (t, z, y, x)
+
+
+def real(data: Array) -> Array:
+    return (data.astype(np.float64) * 0.25 - 3).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=[".nii", ".nii.gz"])
+def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An array in a file, and the same in memory."""
+    path = tmp_path_factory.mktemp("stored") / f"a{request.param}"
+    data = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    image = nib.Nifti1Image(data.T, np.eye(4), nib.Nifti1Header(endianness=">"))
+    image.header.set_slope_inter(0.25, -3)
+    nib.save(image, path)
+    return read(path, most=0).data, real(data)
+
+
+def slices(size: int) -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.integers(-size, size - 1),
+        st.slices(size),
+        st.just(slice(None)),
+        st.integers(-size, size - 1).map(np.int64),
+    )
+
+
+@st.composite
+def keys(draw: st.DrawFn) -> Any:
+    key: list[Any] = [draw(slices(n)) for n in SHAPE[: draw(st.integers(1, 4))]]
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(key)))
+        # What follows an ellipsis counts from the last axis.
+        tail = (
+            [draw(slices(n)) for n in SHAPE[len(SHAPE) - (len(key) - at) :]]
+            if at < len(key)
+            else []
+        )
+        key = [*key[:at], ..., *tail]
+    return tuple(key) if len(key) > 1 or draw(st.booleans()) else key[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(key=keys())
+def test_indexing_is_numpys(stored: tuple[StoredArray, Array], key: Any) -> None:
+    array, expected = stored
+    found, expected = array[key], expected[key]
+    assert isinstance(found, StoredArray)
+    assert (found.shape, found.dtype) == (expected.shape, np.float32)
+    assert (found.size, found.nbytes) == (expected.size, expected.nbytes)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(first=keys(), order=st.permutations(range(4)), second=keys())
+def test_views_of_views_are_numpys(
+    stored: tuple[StoredArray, Array], first: Any, order: list[int], second: Any
+) -> None:
+    array, expected = (one[first] for one in stored)
+    order = [axis for axis in order if axis < expected.ndim]
+    array, expected = array.transpose(*order), expected.transpose(*order)
+    np.testing.assert_array_equal(np.asarray(array), expected)
+    np.testing.assert_array_equal(np.asarray(array.transpose()), expected.T)
+    second = second if isinstance(second, tuple) else (second,)
+    try:
+        expected = expected[second]
+    except IndexError:
+        with pytest.raises(IndexError):
+            array[second]
+    else:
+        np.testing.assert_array_equal(np.asarray(array[second]), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(key=keys(), frames=st.permutations(range(3)))
+def test_a_stack_of_arrays_is_numpys(
+    stored: tuple[StoredArray, Array], key: Any, frames: list[int]
+) -> None:
+    array, expected = stored
+    stack = StoredArray.stack([array[frame, :, ::-1] for frame in frames])
+    np.testing.assert_array_equal(np.asarray(stack[key]), expected[frames][:, :, ::-1][key])
+
+
+def test_a_view_reads_nothing_and_cannot_be_written_to(
+    stored: tuple[StoredArray, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(StoredImage, "read", fail)
+    array, _ = stored
+    assert array[1].transpose(2, 0, 1)[0:2].shape == (2, 4, 5)
+    assert copy.deepcopy(array) is copy.copy(array) is array
+    with pytest.raises(UsageError, match=r"a\.nii.*left in its file and cannot be changed"):
+        array[0] = 5
+    with pytest.raises(ValueError, match="no order"):
+        array.transpose(0, 0, 1, 2)
+    with pytest.raises(TypeError, match="no length"):
+        len(array[0, 0, 0, 0])
+    assert array[0:0].shape == (0, 4, 5, 6)
+    assert np.asarray(array[0:0]).shape == (0, 4, 5, 6)
+
+
+def test_an_array_knows_its_form(stored: tuple[StoredArray, Array]) -> None:
+    array, expected = stored
+    assert (array.shape, array.ndim, array.dtype, len(array)) == (SHAPE, 4, np.float32, 3)
+    np.testing.assert_array_equal(np.asarray(array), expected)
+    np.testing.assert_array_equal(np.asarray(array, dtype=np.float64), expected)
+    with pytest.raises(ValueError, match="not in memory"):
+        np.array(array, copy=False)
+
+
+@pytest.mark.parametrize("key", [[0, 1], np.array([True] * 3), None, (..., ...), (0,) * 5, 3, -4])
+def test_an_index_that_cannot_be_is_refused(stored: tuple[StoredArray, Array], key: Any) -> None:
+    with pytest.raises(IndexError):
+        stored[0][key]
+
+
+class Huge:
+    name, shape, dtype = "huge", (7, 300, 2048, 1024), np.dtype(np.float32)
+
+    def read(self, picks: Any) -> Array:
+        raise AssertionError
+
+
+def test_parts_are_planes_of_one_frame() -> None:
+    array = StoredArray(Huge())
+    assert array.chunks == (1, 4, 2048, 1024)
+    assert array[2].transpose(2, 0, 1).chunks == (1024, 4, 2048)  # not a column a part
+    assert array[2, :3, 5:10].chunks == (3, 5, 1024)
+    assert array[0:0].chunks == (1, 4, 2048, 1024)
+
+
+def test_threads_read_side_by_side(stored: tuple[StoredArray, Array]) -> None:
+    array, expected = stored
+    wrong = []
+
+    def check(n: int) -> None:
+        for _ in range(30):
+            if not np.array_equal(np.asarray(array[n % 3, n % 4]), expected[n % 3, n % 4]):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=check, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def write(path: Path, data: Array) -> Path:
+    nib.save(nib.Nifti1Image(data.T, np.eye(4)), path)
+    return path
+
+
+def test_only_what_is_loaded_whole_or_not_at_all(tmp_path: Path) -> None:
+    data = np.zeros((4, 5, 6), np.float32)
+    path = write(tmp_path / "a.nii", data)
+    assert isinstance(read(path, most=data.nbytes).data, np.ndarray)
+    assert isinstance(read(path, most=data.nbytes - 1).data, StoredArray)
+    assert isinstance(read(path).data, np.ndarray)
+
+
+def test_a_file_written_over_it_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", np.ones((4, 5, 6), np.float32))
+    array = read(path, most=0).data
+    path.unlink()
+    write(path, np.zeros((9, 9, 9), np.float32))
+    np.testing.assert_array_equal(np.asarray(array[...]), np.ones((4, 5, 6)))
+
+
+def test_a_compressed_file_is_unpacked_only_as_far_as_it_is_asked_for(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    data = random.integers(0, 255, (64, 1000, 1000), dtype=np.uint8)
+    path = write(tmp_path / "a.nii.gz", data)
+    array = read(path, most=0).data
+    assert isinstance(array, StoredArray)
+    np.testing.assert_array_equal(np.asarray(array[3]), data[3])
+    unpacked: Any = array._source._bytes
+    assert unpacked._have < data.nbytes / 2
+    np.testing.assert_array_equal(np.asarray(array[63]), data[63])
+    np.testing.assert_array_equal(np.asarray(array[0]), data[0])
+    assert unpacked._have >= data.nbytes
+
+
+def test_a_file_cut_off_is_noticed(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    data = random.integers(0, 255, (10, 100, 100), dtype=np.uint8)
+    path = write(tmp_path / "a.nii", data)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(FileError, match=r"a\.nii is cut off: 100,000 bytes"):
+        read(path, most=0)
+
+    path.write_bytes(whole)
+    array = read(path, most=0).data
+    with path.open("r+b") as file:
+        file.truncate(50_000)
+    np.testing.assert_array_equal(np.asarray(array[2]), data[2])
+    with pytest.raises(FileError, match=r"a\.nii is cut off"):
+        np.asarray(array[9])
+
+    packed = tmp_path / "b.nii.gz"
+    packed.write_bytes(gzip.compress(whole)[:-5000])
+    array = read(packed, most=0).data
+    with pytest.raises(FileError, match=r"b\.nii\.gz is damaged or cut off"):
+        np.asarray(array[9])
+    packed.write_bytes(gzip.compress(whole[:-1000]))
+    array = read(packed, most=0).data
+    with pytest.raises(FileError, match=r"b\.nii\.gz is cut off"):
+        np.asarray(array[9])
+
+
+def test_want_of_room_to_unpack_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.nii.gz", np.ones((4, 5, 6), np.float32))
+    array = read(path, most=0).data
+
+    class Full:
+        def seek(self, at: int) -> None:
+            pass
+
+        def write(self, chunk: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    unpacked: Any = array._source._bytes
+    unpacked._file.close()
+    unpacked._file = Full()
+    with pytest.raises(FileError, match=r"a\.nii\.gz cannot be unpacked.*no space left.*TMPDIR"):
+        np.asarray(array[0])
+
+    class Usage:
+        free = 100
+
+    monkeypatch.setattr("napari_arssr.io.stored.shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(FileError, match=r"takes 832 bytes and 100 are free.*gunzip"):
+        read(path, most=0)
+
+
+def test_files_are_closed_with_the_last_array(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"a{s}", np.ones((4, 5, 6), np.float32)) for s in (".nii", ".nii.gz")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        for path in paths:
+            array = read(path, most=0).data
+            np.asarray(array[0])
+            files: Any = array._source._bytes
+            del array
+            gc.collect()
+            assert files._file.closed
