@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -187,6 +188,33 @@ def test_the_wheel_carries_manifest_types_and_weights_and_stays_small(wheel: Pat
     }
     expected = {str(path.relative_to(PACKAGE.parent)) for path in PACKAGE.rglob("*.py")}
     assert expected <= {str(Path(name)) for name in sizes}
+
+
+def test_npe2_finds_the_manifest_in_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    script = """
+import json, npe2, napari_arssr
+manager = npe2.PluginManager.instance()
+manager.discover()
+found = manager.get_manifest("napari-arssr").contributions
+print(json.dumps([
+    napari_arssr.__file__,
+    len(found.readers), len(found.writers), len(found.sample_data), len(found.widgets),
+]))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    place, *counts = json.loads(run.stdout)
+    assert Path(place).is_relative_to(tmp_path)
+    assert counts == [1, 4, 5, 1]
 
 
 def test_the_constraints_pin_every_version_and_nothing_else(project: dict[str, object]) -> None:

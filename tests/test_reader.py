@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from napari_arssr._reader import image_layer, napari_get_reader
+from napari_arssr._layers import image_layer
+from napari_arssr._reader import napari_get_reader
 from napari_arssr.errors import FileError
+from napari_arssr.io import StoredArray
+from napari_arssr.io.stored import _File
 from napari_arssr.volume import Volume
 
 Array = npt.NDArray[Any]
@@ -90,6 +93,245 @@ def test_a_missing_file_is_named_in_one_sentence(tmp_path: Path) -> None:
         reader(path)
 
 
+@pytest.mark.parametrize("name", ["a.img", "a.hdr"])
+@pytest.mark.parametrize(
+    "content", [b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe", b"ENVI\nsamples = 3", b""]
+)
+def test_headers_of_other_formats_are_left_to_others(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / "a.hdr").write_bytes(content)
+    (tmp_path / "a.img").write_bytes(b"\0" * 100)
+    assert napari_get_reader(str(tmp_path / name)) is None
+
+
+def test_an_analyze_image_is_refused_with_the_reason(tmp_path: Path) -> None:
+    nib.save(nib.AnalyzeImage(SMALL, np.eye(4)), tmp_path / "a.img")
+    reader = napari_get_reader(str(tmp_path / "a.img"))
+    assert reader is not None
+    with pytest.raises(FileError, match=r"Analyze image, which does not say left from right"):
+        reader(str(tmp_path / "a.img"))
+
+
+def test_half_a_pair_is_said_to_lack_the_other_half(tmp_path: Path) -> None:
+    save(tmp_path / "a.img", SMALL, np.eye(4), nib.Nifti1Pair)
+    for gone, left in [("a.hdr", "a.img"), ("a.img", "a.hdr")]:
+        kept = (tmp_path / gone).read_bytes()
+        (tmp_path / gone).unlink()
+        reader = napari_get_reader(str(tmp_path / left))
+        assert reader is not None
+        with pytest.raises(FileError, match=rf"{left} needs {gone} beside it"):
+            reader(str(tmp_path / left))
+        (tmp_path / gone).write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"no image" * 100, "is not a NIfTI image"), (b"short", "cut off")],
+)
+def test_a_nii_file_that_is_none_is_named_in_one_sentence(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "a.nii").write_bytes(content)
+    reader = napari_get_reader(str(tmp_path / "a.nii"))
+    assert reader is not None
+    with pytest.raises(FileError, match=rf"a\.nii.*{message}"):
+        reader(str(tmp_path / "a.nii"))
+
+
+def test_several_files_are_claimed_only_together(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", SMALL, np.eye(4))
+    (tmp_path / "b.tif").write_bytes(b"")
+    assert napari_get_reader([path, str(tmp_path / "b.tif")]) is None
+    assert napari_get_reader([]) is None
+
+
+# What they hold
+
+
+def label_map(path: Path, data: Array, intent: str = "none") -> str:
+    image = nib.Nifti1Image(data, np.eye(4))
+    image.header.set_intent(intent)
+    nib.save(image, path)
+    return str(path)
+
+
+LABELS = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+
+
+def kind_of(path: str) -> str:
+    reader = napari_get_reader(path)
+    assert reader is not None
+    ((data, settings, kind),) = reader(path)
+    if kind == "labels":
+        assert data.dtype.kind in "iu"
+        assert "contrast_limits" not in settings
+    np.testing.assert_array_equal(data, nib.load(path).get_fdata().T)
+    return kind
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub-01_dseg.nii.gz",
+        "sub-01_desc-aseg_dseg.nii",
+        "aseg.nii",
+        "aparc+aseg.nii",
+        "wmparc.nii",
+        "T1_seg.nii",
+        "T1-segmentation.nii",
+        "Labels.nii",
+        "labelmap2.nii",
+        "parcellation.nii",
+        "sub-01_desc-brain_mask.nii",
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
+def test_label_maps_are_known_by_name(tmp_path: Path, name: str, dtype: Any) -> None:
+    assert kind_of(label_map(tmp_path / name, LABELS.astype(dtype))) == "labels"
+
+
+@pytest.mark.parametrize("intent", ["label", "neuroname"])
+def test_label_maps_are_known_by_intent(tmp_path: Path, intent: str) -> None:
+    assert kind_of(label_map(tmp_path / "a.nii", LABELS, intent)) == "labels"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("sub-01_T1w.nii", LABELS),
+        ("brain_masked.nii", LABELS),
+        ("sub-01_label-GM_probseg.nii", LABELS / 100),
+        ("sub-01_dseg.nii", np.where(LABELS == 3, np.nan, LABELS).astype(np.float32)),
+        ("sub-01_dseg.nii", (LABELS + 1e12).astype(np.float64)),
+        ("brainsegue.nii", LABELS),
+    ],
+)
+def test_measurements_stay_images(tmp_path: Path, name: str, data: Array) -> None:
+    assert kind_of(label_map(tmp_path / name, data)) == "image"
+
+
+def test_a_series_of_label_maps_is_labels(tmp_path: Path) -> None:
+    data = np.arange(48, dtype=np.uint8).reshape(2, 3, 4, 2)
+    assert kind_of(label_map(tmp_path / "a_dseg.nii", data)) == "labels"
+    paths = [label_map(tmp_path / f"{n}_dseg.nii", LABELS + n) for n in range(3)]
+    reader = napari_get_reader(paths)
+    assert reader is not None
+    ((stack, _, kind),) = reader(paths)
+    assert kind == "labels"
+    np.testing.assert_array_equal(stack, np.stack([LABELS.T + n for n in range(3)]))
+
+
+# Huge files stay where they are
+
+
+@pytest.fixture
+def lazily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is a huge one."""
+    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 100)
+
+
+def huge(path: Path, frames: int = 3) -> Array:
+    """A file of int16 with scale factors, big-endian, sagittal; its real values, (t, z, y, x)."""
+    random = np.random.default_rng(0)
+    stored = random.integers(-1000, 1000, (7, 8, 9, frames), dtype=np.int16)
+    affine = np.array([[0, 0, 2, 9], [-1.5, 0, 0, 8], [0, 1, 0, 7], [0, 0, 0, 1.0]])
+    header = nib.Nifti1Header(endianness=">")
+    image = nib.Nifti1Image(stored, affine, header)
+    image.header.set_slope_inter(0.5, 10)
+    nib.save(image, path)
+    return (stored * 0.5 + 10).astype(np.float32).T
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".img"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_huge_file_opens_as_a_small_one_does(
+    tmp_path: Path, suffix: str, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / f"a{suffix}")
+    huge(tmp_path / f"a{suffix}", frames)
+    data, settings = layer_of(path)
+    assert isinstance(data, StoredArray)
+    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 10**9)
+    expected, small = layer_of(path)
+    assert isinstance(expected, np.ndarray)
+    assert data.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(data), expected)
+    np.testing.assert_array_equal(
+        np.asarray(data[..., 3, 1:7:2, ::-1]), expected[..., 3, 1:7:2, ::-1]
+    )
+    for name in ("affine", "units", "axis_labels", "name"):
+        np.testing.assert_array_equal(settings[name], small[name])
+    # Of the middle planes, so near those of all.
+    assert settings["contrast_limits"] == pytest.approx(small["contrast_limits"], abs=20)
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_huge_label_map_is_labels(tmp_path: Path) -> None:
+    path = label_map(tmp_path / "a_dseg.nii", np.arange(1000, dtype=np.int32).reshape(10, 10, 10))
+    reader = napari_get_reader(path)
+    assert reader is not None
+    ((data, _, kind),) = reader(path)
+    assert (kind, type(data)) == ("labels", StoredArray)
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_stack_of_huge_files_stays_in_them(tmp_path: Path) -> None:
+    real = [huge(tmp_path / f"{n}.nii", 1)[0] + 0 for n in range(2)]
+    paths = [str(tmp_path / f"{n}.nii") for n in range(2)]
+    reader = napari_get_reader(paths)
+    assert reader is not None
+    ((data, settings, _),) = reader(paths)
+    assert isinstance(data, StoredArray)
+    assert settings["affine"].shape == (5, 5)
+    np.testing.assert_array_equal(np.sort(np.asarray(data).ravel()), np.sort(np.ravel(real)))
+
+
+def test_many_files_share_what_may_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [save(tmp_path / f"{n}.nii", SMALL, np.eye(4)) for n in range(3)]
+    reader = napari_get_reader(paths)
+    assert reader is not None
+    for limit, kind in [(3 * SMALL.nbytes, np.ndarray), (3 * SMALL.nbytes - 1, StoredArray)]:
+        monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", limit)
+        ((data, _, _),) = reader(paths)
+        assert isinstance(data, kind)
+        np.testing.assert_array_equal(np.asarray(data), np.stack([SMALL.T] * 3))
+
+
+@pytest.mark.usefixtures("lazily")
+def test_the_window_reads_only_what_it_shows_of_a_huge_file(
+    make_napari_viewer_proxy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (40, 30, 200, 5)  # planes of 40 × 30
+    stored = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    path = save(tmp_path / "a.nii", stored, np.diag([-1, -1, -1, 1]))
+    counted = 0
+    read_bytes = _File.read
+
+    def count(self: _File, start: int, size: int) -> bytes:
+        nonlocal counted
+        counted += size
+        return read_bytes(self, start, size)
+
+    monkeypatch.setattr(_File, "read", count)
+    viewer = make_napari_viewer_proxy(show=True)
+    (layer,) = viewer.open(path, plugin="napari-arssr")
+    assert counted < stored.nbytes / 50
+    viewer.dims.set_current_step(0, 4)
+    counted = 0
+    viewer.dims.set_current_step(1, 150)
+    assert 0 < counted <= 2 * 40 * 30 * 4
+    for order, most in [((0, 2, 1, 3), 40 * 200 * 4), ((0, 3, 1, 2), 40 * 30 * 200 * 4)]:
+        counted = 0
+        viewer.dims.order = order
+        assert 0 < counted <= 2 * most
+    viewer.dims.ndisplay = 3
+    np.testing.assert_array_equal(np.asarray(layer.data[4, 150]), stored[..., 150, 4].T)
+
+
 # Where a layer lies
 
 
@@ -133,7 +375,7 @@ def test_a_layer_is_named_and_measured_in_millimetres_along_i_p_l(tmp_path: Path
     _, settings = layer_of(save(tmp_path / "sub-01_T1w.nii.gz", SMALL, np.eye(4)))
     assert settings["units"] == ("mm", "mm", "mm")
     assert settings["axis_labels"] == ("I", "P", "L")
-    assert "sub-01_T1w" in settings["name"]
+    assert settings["name"] == "sub-01_T1w"
 
 
 def test_time_comes_first_in_seconds(tmp_path: Path) -> None:
@@ -190,6 +432,20 @@ def test_files_of_different_places_are_not_stacked(tmp_path: Path) -> None:
     assert reader is not None
     with pytest.raises(FileError, match=r"b\.nii.* cannot be stacked on .*a\.nii"):
         reader(paths)
+
+
+def test_files_opened_together_are_a_layer_each(
+    make_napari_viewer_proxy: Callable[..., Any], tmp_path: Path
+) -> None:
+    paths = [save(tmp_path / "T1w.nii", SMALL, np.eye(4))]
+    paths.append(label_map(tmp_path / "dseg.nii.gz", LABELS))
+    viewer = make_napari_viewer_proxy()
+    viewer.open(paths, plugin="napari-arssr", stack=False)
+    assert [(layer.name, type(layer).__name__) for layer in viewer.layers] == [
+        ("T1w", "Image"),
+        ("dseg", "Labels"),
+    ]
+    assert [str(unit) for unit in viewer.layers.extent.units] == ["millimeter"] * 3
 
 
 def test_napari_reads_through_the_manifest(tmp_path: Path) -> None:

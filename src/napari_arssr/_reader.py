@@ -1,4 +1,4 @@
-"""napari reader: NIfTI files as image layers, each in its place in the world."""
+"""napari reader: NIfTI files as image and labels layers, each in its place in the world."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from napari_arssr._layers import LayerData, layer_of
 from napari_arssr.errors import FileError
-from napari_arssr.io import read
-from napari_arssr.normalization import Normalizer
+from napari_arssr.io import StoredArray, files_of, known_suffix, read
 from napari_arssr.volume import Volume
 
-__all__ = ["image_layer", "napari_get_reader"]
+__all__ = ["LAZY_BYTES", "napari_get_reader"]
 
-LayerData = tuple[Any, dict[str, Any], str]
 PathOrPaths = str | Sequence[str]
+
+LAZY_BYTES = 1 << 30
+"""Files whose voxels take more than this in memory are left where they are, and read as shown."""
 
 _NAMES = (".nii", ".nii.gz", ".img", ".hdr")
 # Where a NIfTI header says that it is one: NIfTI-1 near its end, NIfTI-2 after its size.
 _MAGIC = {344: (b"n+1\0", b"ni1\0"), 4: (b"n+2\0", b"ni2\0")}
+_SIZES = [size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")]
 
 
 def napari_get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[LayerData]] | None:
@@ -43,35 +46,15 @@ def napari_get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[LayerDa
     return _read if paths and all(map(_is_nifti, paths)) else None
 
 
-def image_layer(volume: Volume) -> LayerData:
-    """A volume as a napari image layer: data, settings, type.
-
-    World axes are I, P, L (and time first) in millimetres (and seconds), so that volumes of
-    one subject overlay whatever their orientation; see :attr:`Volume.napari_affine`. The
-    array is reordered, never copied, to run along them, because napari slices by array axes.
-
-    Raises
-    ------
-    UsageError
-        If the volume holds no finite value.
-    """
-    volume = volume.along_world_axes()
-    shown = Normalizer.fit(volume.data)
-    time = volume.data.ndim - 3
-    settings = {
-        "name": volume.name,
-        "affine": volume.napari_affine,
-        # A time step that the file does not tell is not a second: count frames.
-        "units": ("s" if volume.time_step else "pixel",) * time + ("mm",) * 3,
-        "axis_labels": ("t",) * time + ("I", "P", "L"),
-        "contrast_limits": (shown.low, shown.high),
-    }
-    return volume.data, settings, "image"
-
-
 def _read(path: PathOrPaths) -> list[LayerData]:
-    volumes = [read(Path(name)) for name in _paths(path)]
-    return [image_layer(volumes[0] if len(volumes) == 1 else _stack(volumes))]
+    paths = [Path(name) for name in _paths(path)]
+    most = LAZY_BYTES // len(paths)
+    volumes = [read(path, most=most) for path in paths]
+    if len(volumes) == 1:
+        return [layer_of(volumes[0])]
+    if not all(isinstance(volume.data, np.ndarray) for volume in volumes):
+        volumes = [read(path, most=0) for path in paths]
+    return [layer_of(_stack(volumes))]
 
 
 def _stack(volumes: Sequence[Volume]) -> Volume:
@@ -83,7 +66,10 @@ def _stack(volumes: Sequence[Volume]) -> Volume:
                 f"{volume.name} cannot be stacked on {first.name}: both must be single volumes of "
                 "the same shape and place; open them as separate layers."
             )
-    return replace(first, data=np.stack([volume.data for volume in volumes]))
+    arrays: list[Any] = [volume.data for volume in volumes]
+    stored = all(isinstance(array, StoredArray) for array in arrays)
+    data: Any = StoredArray.stack(arrays) if stored else np.stack(arrays)
+    return replace(first, data=data)
 
 
 def _paths(path: PathOrPaths) -> list[str]:
@@ -91,18 +77,23 @@ def _paths(path: PathOrPaths) -> list[str]:
 
 
 def _is_nifti(path: str) -> bool:
-    """Whether the name is one of NIfTI's and, for gzip files, the content is NIfTI too.
+    """Whether the name is one of NIfTI's, and the content too where others use that name.
 
-    A missing file keeps its name's promise: reading it then says that it is missing.
+    Gzip files, .img and .hdr (disk images, radiance maps) may be anything. A missing file
+    keeps its name's promise: reading it then says that it is missing.
     """
-    name = path.lower()
-    if not name.endswith(_NAMES):
+    suffix = known_suffix(path)
+    if suffix not in _NAMES:
         return False
-    if not name.endswith(".gz") or not Path(path).is_file():
+    header = files_of(Path(path))[-1]
+    if suffix == ".nii" or not header.is_file():
         return True
     try:
-        with gzip.open(path) as file:
-            header = file.read(352)
+        with gzip.open(header) if suffix == ".nii.gz" else header.open("rb") as file:
+            start = file.read(352)
     except (OSError, EOFError, zlib.error):
-        return False
-    return any(header[at : at + 4] in magic for at, magic in _MAGIC.items())
+        # An unreadable pair is said to be one; what is no gzip file is nobody's.
+        return suffix != ".nii.gz"
+    if suffix != ".nii.gz" and start[:4] in _SIZES:
+        return True  # or an Analyze image, which is refused with a reason
+    return any(start[at : at + 4] in magic for at, magic in _MAGIC.items())

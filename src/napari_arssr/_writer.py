@@ -1,0 +1,170 @@
+"""napari writers: image and labels layers as NIfTI files or ImageJ TIFF stacks.
+
+What is written is what the layer is now: its own data, and its whole data-to-world transform.
+Only what neither shows comes from its metadata: the order in which the file had the axes, and
+what else its header said.
+
+Number types stay what they are, except that booleans become uint8, float16 becomes float32,
+and 64-bit integers become int32 where every value fits, because few programs read them. Of
+TIFF's few types, integers take the first of uint16 and int16 that holds every value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr._layers import loaded, volume_of_data
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.io import (
+    LABEL,
+    LABEL_INTENTS,
+    Origin,
+    create,
+    files_of,
+    known_suffix,
+    origin_of,
+)
+from napari_arssr.volume import Volume
+
+__all__ = ["write_image", "write_image_tiff", "write_labels", "write_labels_tiff"]
+
+# What TIFF holds; and in order of preference what other integers are stored as, where they fit.
+_TIFF_OWN = ("uint8", "uint16", "int16")
+_TIFF_OTHER = ("uint16", "int16")
+_NIFTI_OTHER = ("int32",)
+_TIFF = (".tif", ".tiff")
+
+_PART = 1 << 24  # voxels loaded at a time
+_LONGEST_SUFFIX = 5
+
+
+def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write an image layer; the suffix says which format, NIfTI where there is none.
+
+    Parameters
+    ----------
+    path : str
+        ``.nii.gz``, ``.nii``, ``.img`` or ``.hdr`` (both are written), ``.tif``, ``.tiff``.
+    data : array, or the levels of a pyramid, of which the finest is written
+    meta : dict
+        The layer's settings.
+
+    Returns
+    -------
+    list of str
+        The files that were written.
+
+    Raises
+    ------
+    FileError
+        If the layer shows no volume, the format cannot hold its numbers, or the file cannot be
+        written. Nothing is left behind then.
+    """
+    return _write(path, ".nii.gz", data, meta, "image")
+
+
+def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write a labels layer, said to be one in a NIfTI file's header; see :func:`write_image`."""
+    return _write(path, ".nii.gz", data, meta, "labels")
+
+
+def write_image_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """:func:`write_image`, as TIFF where the name has no suffix."""
+    return _write(path, ".tif", data, meta, "image")
+
+
+def write_labels_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """:func:`write_labels`, as TIFF where the name has no suffix."""
+    return _write(path, ".tif", data, meta, "labels")
+
+
+def _write(path: str, suffix: str, data: Any, meta: dict[str, Any], kind: str) -> list[str]:
+    target = _named(path, suffix)
+    try:
+        _write_to(target, data, meta, kind)
+    except UsageError as error:
+        # napari takes a ValueError, which this is too, to mean that there is no writer.
+        raise FileError(str(error)) from None
+    return [str(file) for file in files_of(target)]
+
+
+def _write_to(target: Path, data: Any, meta: dict[str, Any], kind: str) -> None:
+    volume = volume_of_data(data, meta, kind).in_storage_order()
+    origin = _origin(volume, kind)
+    with create(
+        target,
+        volume.grid,
+        _number_type(volume, target),
+        frames=volume.frames,
+        time_step=volume.time_step,
+        description=origin.description or None,
+        provenance=origin.provenance,
+        origin=origin,
+    ) as out:
+        for part in _parts(volume):
+            out.write(part)
+
+
+def _named(path: str, suffix: str) -> Path:
+    """The path with a suffix: napari's dialog adds none."""
+    given = Path(path).suffix
+    # "T1w ×2.5" and "T1w.denoised" have none; "T1w.png" has one, which is refused later.
+    if known_suffix(path) or (given[1:2].isalpha() and len(given) <= _LONGEST_SUFFIX):
+        return Path(path)
+    full = Path(path).with_name(Path(path).name + suffix)
+    if full.exists():  # nobody was asked about this name
+        raise FileError(f"{full} exists; type its whole name to replace it, or choose another.")
+    return full
+
+
+def _parts(volume: Volume) -> Iterator[npt.NDArray[Any]]:
+    """All planes in the order of the file, some at a time."""
+    planes, rows, columns = volume.grid.shape
+    block = (min(planes, max(1, _PART // (rows * columns))), rows, columns)
+    for number in range(volume.frames):
+        frame = volume.frame(number)
+        for box in frame.grid.box.blocks(block):
+            yield loaded(frame.crop(box)).data
+
+
+def _number_type(volume: Volume, path: Path) -> np.dtype[Any]:
+    dtype = np.dtype(volume.data.dtype).newbyteorder("=")
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if dtype.kind == "f":
+        if dtype.itemsize > 8:
+            raise UsageError(
+                f"{volume.name}: voxels of {dtype} are not written; convert them to float64."
+            )
+        return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+    tiff = known_suffix(path) in _TIFF
+    if dtype.name in _TIFF_OWN if tiff else dtype.itemsize < 8:
+        return dtype
+    ends = [(int(part.min()), int(part.max())) for part in _parts(volume)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    for name in _TIFF_OTHER if tiff else _NIFTI_OTHER:
+        info = np.iinfo(name)
+        if info.min <= low and high <= info.max:
+            return np.dtype(name)
+    return dtype
+
+
+def _origin(volume: Volume, kind: str) -> Origin:
+    """What the header is to say besides; labels are said to be labels, and images not to be."""
+    origin = origin_of(volume)
+    if (origin.intent[0] in LABEL_INTENTS) != (kind == "labels"):
+        intent = LABEL if kind == "labels" else 0
+        origin = replace(origin, intent=(intent, (0.0, 0.0, 0.0), ""), display_range=(0.0, 0.0))
+    if "upsampling" in volume.metadata:  # a result: what made it, not what made its input
+        record = json.dumps(
+            {"napari-arssr": volume.metadata["upsampling"]}, sort_keys=True, default=str
+        )
+        origin = replace(origin, description="", provenance=record)
+    return origin
