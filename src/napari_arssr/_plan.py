@@ -1,0 +1,460 @@
+"""What one press of Run is to do: taken from the window whole, then done away from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr import io
+from napari_arssr._fields import Fields
+from napari_arssr._layers import loaded
+from napari_arssr._warm_up import import_torch
+from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
+from napari_arssr.upsampling import Settings, Target, encode, output_grid, upsample
+from napari_arssr.volume import Box, Grid, Volume
+
+if TYPE_CHECKING:
+    from napari_arssr.field import NetworkField
+
+__all__ = ["Plan", "Workshop"]
+
+Report = Callable[[float | None, str], None]
+Stop = Callable[[], bool]
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An upsampling that is fully settled.
+
+    Parameters
+    ----------
+    volume : Volume
+        The layer's, its axes in the layer's order. Its voxels may still be in a file.
+    target : Target
+        Three numbers are in the layer's axis order.
+    box : Box, optional
+        In voxels of the layer.
+    frame : int, optional
+        Of a 4D layer only this frame.
+    settings : Settings
+    """
+
+    volume: Volume
+    target: Target
+    box: Box | None = None
+    frame: int | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the result, in the layer's axis order."""
+        return output_grid(self.volume, self.target, self.box)
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that will be upsampled."""
+        return 1 if self.frame is not None else self.volume.frames
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the result takes."""
+        return 4 * self.frames * self.grid.size
+
+    @property
+    def bytes_needed(self) -> int:
+        """Memory for the result and for a frame as the network sees it, features left out."""
+        return self.bytes + 8 * self.volume.grid.size
+
+    @property
+    def key(self) -> str:
+        """Under which speeds are known."""
+        name = Path(self.settings.weights).name
+        return key_of(name, self.settings.device, self.settings.precision)
+
+    def work(self, halo: int, *, encoded: bool) -> Work:
+        """How much there is to do; ``encoded`` if the features are at hand."""
+        if self._is_copy:
+            return Work(0, 0)
+        shape = self.volume.grid.shape
+        box = Box((0, 0, 0), shape) if self.box is None else self.box.grown(halo, shape)
+        return Work(0 if encoded else self.frames * box.size, self.frames * self.grid.size)
+
+    def reuses(self, done: Plan | None) -> bool:
+        """Whether the features that another plan has left are all that this one needs."""
+        if done is None or (done.settings, done.frame) != (self.settings, self.frame):
+            return False
+        if done.box is None:
+            return True
+        return self.box is not None and all(
+            mine >= its
+            for mine, its in zip(
+                (*self.box.start, *(-n for n in self.box.stop)),
+                (*done.box.start, *(-n for n in done.box.stop)),
+                strict=True,
+            )
+        )
+
+    @property
+    def title(self) -> str:
+        """What the result is called: the input, by which weights, how fine, which part."""
+        weights = Path(self.settings.weights)
+        parts = [self.volume.name, weights.stem if weights.suffix else weights.name, self._fineness]
+        if self.box is not None:
+            parts.append("box")
+        if self.frame is not None and self.volume.frames > 1:
+            parts.append(f"frame {self.frame}")
+        return " ".join(parts)
+
+    @property
+    def _fineness(self) -> str:
+        if self.target.scale is not None:
+            return "×" + _joined(self.target.scale, "×")
+        spacing = self.target.grid(self.volume.grid, self.volume.name).spacing
+        return _joined(spacing, "×") + " mm"
+
+    @property
+    def _is_copy(self) -> bool:
+        grid = self.target.grid(self.volume.grid, self.volume.name)
+        return grid.shape == self.volume.grid.shape
+
+    # -------------------------------------------------------------- the file's axis order
+
+    def as_stored(self) -> Plan:
+        """The same with axes in the order of the layer's file.
+
+        A network does not treat its axes alike: only in the file's order does it give what
+        the command line gives for the file.
+        """
+        stored = self.volume.in_storage_order()
+        order = _order(stored.grid, self.volume.grid)
+        box = self.box and Box(_moved(self.box.start, order), _moved(self.box.stop, order))
+        target = replace(
+            self.target,
+            scale=_all_moved(self.target.scale, order),
+            spacing=_all_moved(self.target.spacing, order),
+        )
+        return replace(self, volume=stored, target=target, box=box)
+
+    def command(self, source: Path) -> str:
+        """The command line that does the same with the layer's file.
+
+        Its three numbers are in the file's order (i, j, k), as the command line takes them.
+        """
+        plan = self.as_stored()
+        if plan.target.isotropic:
+            size = ["--isotropic"]
+        elif plan.target.scale is not None:
+            size = ["--scale", _joined(plan.target.scale, ",", exact=True)]
+        else:
+            assert plan.target.spacing is not None
+            size = ["--spacing", _joined(plan.target.spacing, ",", exact=True)]
+        words = ["napari-arssr", "upsample", str(source), str(self._output(source)), *size]
+        if plan.box is not None:
+            ends = zip(plan.box.start[::-1], plan.box.stop[::-1], strict=True)
+            words += ["--box", ",".join(f"{a}:{b}" for a, b in ends)]
+        if self.frame is not None and self.volume.frames > 1:
+            words += ["--frame", str(self.frame)]
+        settings, usual = self.settings, Settings()
+        if settings.weights != usual.weights:
+            words += ["--weights", os.fspath(settings.weights)]
+        if settings.device != usual.device:
+            words += ["--device", settings.device]
+        if settings.precision != usual.precision:
+            words += ["--precision", settings.precision]
+        if settings.memory is not None:
+            words += ["--memory", str(settings.memory)]
+        if settings.normalize is not None:
+            words += ["--normalize", settings.normalize]
+        if settings.consistency is not None:
+            scanner = settings.consistency
+            words += ["--consistency", f"{scanner.kind}:{scanner.width:g}"]
+        return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+    def _output(self, source: Path) -> Path:
+        suffix = ".tif" if source.suffix.lower() in (".tif", ".tiff") else ".nii.gz"
+        fineness = self._fineness.replace("×", "x").replace(" ", "")
+        box = "" if self.box is None else "_box"
+        return source.with_name(f"{io.stem(source)}_{fineness}{box}{suffix}")
+
+
+class Workshop:
+    """Where plans are carried out: keeps what the next one can use again.
+
+    Parameters
+    ----------
+    speeds : Speeds
+        Learns from every plan that is carried out.
+    """
+
+    def __init__(self, speeds: Speeds) -> None:
+        self.fields = Fields()
+        self.speeds = speeds
+
+    def carry_out(self, plan: Plan, report: Report, stop: Stop) -> Volume:
+        """Upsample; for a thread.
+
+        Parameters
+        ----------
+        plan : Plan
+        report : callable
+            Told the share of the work done, or None where that is not known, and the stage.
+        stop : callable
+
+        Returns
+        -------
+        Volume
+            In the layer's axis order, float32, its settings under
+            ``metadata["upsampling"]``.
+
+        Raises
+        ------
+        UsageError, FileError, OutOfMemory, Cancelled
+        """
+        with _plain_errors(plan.volume.name):
+            report(None, "getting ready")
+            import_torch()
+            identity, network = self.fields.weights(
+                plan.settings.weights, progress=partial(_downloaded, report), stop=stop
+            )
+            volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
+            stored = replace(plan, volume=_read(volume, report, stop)).as_stored()
+            settings, target = stored.settings, stored.target
+            passed = 0
+            used: set[str] = {plan.key}
+
+            @contextmanager
+            def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+                nonlocal passed
+                with self.fields.lend(_field_key(one, identity, settings), make) as lent:
+                    box = stored.box or one.grid.box
+                    passed += lent.features.cost([box.grown(1, one.grid.shape)])
+                    used.add(key_of(network.name, str(lent.device), lent.precision))
+                    yield lent
+
+            watch = Stopwatch(report)
+            result = upsample(
+                stored.volume,
+                target.scale,
+                spacing=target.spacing,
+                isotropic=target.isotropic,
+                box=stored.box,
+                weights=network,
+                device=settings.device,
+                precision=settings.precision,
+                memory=settings.memory,
+                normalize=settings.normalize,
+                consistency=settings.consistency,
+                lend=lend,
+                progress=watch,
+                stop=stop,
+            )
+            work = Work(passed, stored.work(0, encoded=True).decode)
+            for key in used:
+                self.speeds.learn(key, work, watch.seconds, network.model.halo)
+            record = result.metadata["upsampling"] | {
+                "source": plan.volume.name,
+                "frame": plan.frame,
+                "memory": settings.memory,
+            }
+            result = replace(result, metadata=result.metadata | {"upsampling": record})
+            return result.transposed(_order(stored.volume.grid, plan.volume.grid))
+
+    def field(self, plan: Plan) -> Callable[[], AbstractContextManager[NetworkField | None]]:
+        """For the live view: lends the field of a plan's one frame, or None while it is busy.
+
+        What is given is called in a thread. It reads the layer once, and is to be asked for
+        again when the layer's voxels change.
+        """
+        read: list[tuple[Volume, Hashable]] = []
+
+        @contextmanager
+        def lent() -> Iterator[NetworkField | None]:
+            with _plain_errors(plan.volume.name):
+                import_torch()
+                identity, network = self.fields.weights(plan.settings.weights)
+                if not read:
+                    volume = plan.volume.frame(plan.frame or 0)
+                    one = _read(volume, _unheard, _never).in_storage_order()
+                    read.append((one, _field_key(one, identity, plan.settings)))
+                ((one, key),) = read
+                settings = plan.settings
+
+                def make() -> NetworkField:
+                    return encode(
+                        one,
+                        network,
+                        device=settings.device,
+                        precision=settings.precision,
+                        memory=settings.memory,
+                        normalize=settings.normalize,
+                    )
+
+                with self.fields.lend_if_free(key, make) as found:
+                    yield found
+
+        return lent
+
+
+def same_as_file(plan: Plan, source: Path) -> None:
+    """Make sure that a file holds what the layer shows; for a thread.
+
+    Raises
+    ------
+    FileError, OutOfMemory
+        If the file cannot be read.
+    UsageError
+        If it holds something else.
+    """
+    name = plan.volume.name
+    way_out = "save the layer first, and the command can name that file"
+    stored, there = plan.as_stored().volume, io.read(source)
+    if stored.data.shape != there.data.shape:
+        raise UsageError(f"{name} has another shape than {source}; {way_out}.")
+    if stored.grid != there.grid:
+        raise UsageError(f"{name} has other voxel sizes or another place than {source}; {way_out}.")
+    for plane in sorted({0, stored.data.shape[0] // 2, stored.data.shape[0] - 1}):
+        if not np.array_equal(
+            np.asarray(stored.data[plane]), np.asarray(there.data[plane]), equal_nan=True
+        ):
+            raise UsageError(f"{name} was changed since it was read from {source}; {way_out}.")
+
+
+def _field_key(one: Volume, identity: Hashable, settings: Settings) -> Hashable:
+    """All that a field depends on: voxels, their place, the network and how it runs."""
+    return (
+        _digest(one.data),
+        one.grid.shape,
+        one.affine.tobytes(),
+        identity,
+        settings.device,
+        settings.precision,
+        settings.memory,
+        settings.consistency if settings.memory else None,
+        settings.normalize,
+    )
+
+
+def _digest(data: Array) -> str:
+    """A fingerprint of voxels, whatever their layout in memory."""
+    digest = hashlib.blake2b(str((data.shape, data.dtype.str)).encode(), digest_size=16)
+    for plane in data:
+        digest.update(np.ascontiguousarray(plane).data)
+    return digest.hexdigest()
+
+
+def _read(volume: Volume, report: Report, stop: Stop) -> Volume:
+    """A volume with its voxels in memory, read piece by piece where they are not."""
+    lazy: Any = volume.data
+    if isinstance(lazy, np.ndarray) and not isinstance(lazy, np.memmap):
+        return loaded(volume)
+    data = np.empty(lazy.shape, dtype=lazy.dtype)
+    start = 0
+    for size in _pieces(lazy):
+        if stop():
+            raise Cancelled
+        report(start / len(data), "reading")
+        try:
+            data[start : start + size] = np.asarray(lazy[start : start + size])
+        except ArssrError:
+            raise
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise FileError(
+                f"{volume.name}: its voxels cannot be read ({_reason(error)}); see that the "
+                "file it comes from is still there and whole."
+            ) from error
+        start += size
+    report(None, "reading")
+    return loaded(replace(volume, data=data))
+
+
+def _pieces(lazy: Any) -> list[int]:
+    """Sizes along the first axis of pieces that are read in one go: the array's own chunks."""
+    length = int(lazy.shape[0])
+    chunks = getattr(lazy, "chunks", None)
+    first = chunks[0] if isinstance(chunks, tuple) and chunks else 1
+    if isinstance(first, tuple):  # dask tells every chunk
+        return [int(size) for size in first]
+    step = max(1, int(first))
+    return [min(step, length - start) for start in range(0, length, step)]
+
+
+@contextmanager
+def _plain_errors(name: str) -> Iterator[None]:
+    """One sentence for running out of memory, wherever it happened; a name for what is a bug."""
+    try:
+        yield
+    except ArssrError:
+        raise
+    except Exception as error:
+        torch = sys.modules.get("napari_arssr.devices")
+        if isinstance(error, MemoryError) or (torch and torch.is_out_of_memory(error)):
+            raise OutOfMemory(
+                f"{name}: there was not enough memory; close other programs, choose a box or a "
+                "lower scale, or set less memory under Advanced."
+            ) from None
+        raise
+
+
+def _downloaded(report: Report, done: int, total: int | None) -> None:
+    share = done / total if total else None
+    report(share, f"downloading weights, {done / 1e6:.1f} MB")
+
+
+def _order(stored: Grid, layer: Grid) -> tuple[int, int, int]:
+    """For each axis of the layer the axis of the file."""
+    order = stored.map_into(layer).axes
+    assert order is not None  # one is the other with its axes reordered
+    return order
+
+
+def _moved(values: Sequence[T], order: tuple[int, int, int]) -> tuple[T, T, T]:
+    """Three values from the layer's axis order to the file's."""
+    z, y, x = (values[order.index(axis)] for axis in range(3))
+    return z, y, x
+
+
+def _all_moved(
+    values: float | Sequence[float] | None, order: tuple[int, int, int]
+) -> float | Sequence[float] | None:
+    """The same for what may also be one number for all axes, or nothing."""
+    return _moved(values, order) if isinstance(values, Sequence) else values
+
+
+def _joined(values: float | Sequence[float], mark: str, *, exact: bool = False) -> str:
+    """One number, or three joined by ``mark`` where they differ; reversed where exact."""
+    several = [values] if isinstance(values, int | float) else list(values)
+    if exact:
+        words = [repr(float(value)).removesuffix(".0") for value in reversed(several)]
+    else:
+        words = [f"{value:.3g}" for value in several]
+    return words[0] if len(set(words)) == 1 else mark.join(words)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _unheard(_share: float | None, _stage: str) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False

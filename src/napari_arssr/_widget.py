@@ -1,0 +1,500 @@
+"""The dock widget: choose an image, weights and how fine, and run.
+
+It settles what is to be done, hands it to a thread, and shows what comes of it. What is to be
+done is a :class:`~napari_arssr._plan.Plan`; how, is the matter of modules that know no window.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from napari.utils.notifications import notification_manager, show_error
+from qtpy.QtCore import QEvent, QSignalBlocker, QSize, QTimer
+from qtpy.QtGui import QShowEvent
+from qtpy.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_arssr import weights
+from napari_arssr._advanced import Advanced
+from napari_arssr._compare import BEFORE_AFTER_KEY, SPLIT_KEY, Comparison
+from napari_arssr._device_choice import DeviceChoice
+from napari_arssr._image_choice import ImageChoice
+from napari_arssr._layers import LayerData
+from napari_arssr._live_view import LiveView
+from napari_arssr._live_worker import Lend
+from napari_arssr._output_choice import OutputChoice, Unit, times
+from napari_arssr._plan import Plan, Workshop, same_as_file
+from napari_arssr._preferences import preferences, use_cache_folder
+from napari_arssr._region_choice import RegionChoice
+from napari_arssr._result import Looks, result_layer
+from napari_arssr._rows import Note, Page, Rows, in_a_row
+from napari_arssr._run_row import RunRow
+from napari_arssr._view import mark_result
+from napari_arssr._weights_choice import WeightsChoice
+from napari_arssr._worker import Outcome, Report, Runner, State, Stop
+from napari_arssr.errors import ArssrError, OutOfMemory, UsageError
+from napari_arssr.timing import Speeds, in_words
+from napari_arssr.upsampling import Settings, Target
+
+if TYPE_CHECKING:
+    import napari.viewer
+    from napari.layers import Image
+
+__all__ = ["UpsampleWidget"]
+
+# Seconds after which it is looked again whether there is memory now.
+_LOOK_AGAIN = 3
+_WIDTH, _HEIGHT = 400, 640
+
+
+class UpsampleWidget(QWidget):
+    """Raises the resolution of an image layer.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        use_cache_folder()
+        chosen = preferences()
+        self._viewer = viewer
+        self._plan: Plan | None = None
+        self._source: Image | None = None
+        self._encoded: Plan | None = None
+        self._live: LiveView | None = None
+        self._wanted = False
+        self._docked = False
+        self._closed = False
+        self._comparison = Comparison(viewer)
+        self._workshop = Workshop(Speeds(weights.cache_folder() / "timing.json"))
+        self.runner = Runner(self, "napari-arssr run")
+        self._checker = Runner(self, "napari-arssr file")
+
+        self.image = ImageChoice(viewer, self._theme)
+        self.weights = WeightsChoice(chosen.weights, self._theme, _tell)
+        self.output = OutputChoice()
+        self.estimate = Note(self._theme)
+        self.region = RegionChoice(viewer, self._theme)
+        self.device = DeviceChoice(chosen.device, chosen.precision, self._theme, _tell, self)
+        self.advanced = Advanced(chosen.memory)
+        self.run = RunRow(self.runner)
+        self.message = Note(self._theme)
+        self.copy = QPushButton("Copy as command")
+        self.copy.setToolTip("Put the command line that does the same on the clipboard")
+        self.live = QCheckBox("Live view: sharpen what I zoom to")
+        self.live_note = Note(self._theme)
+        self._lay_out()
+        self._connect()
+        self._on_image()
+
+    def _lay_out(self) -> None:
+        rows = Rows()
+        rows.add("Image", self.image)
+        rows.add("Model", self.weights)
+        rows.add("Output", self.output, self.estimate)
+        rows.add("Region", self.region)
+        rows.add("Device", self.device.device.native, self.device.note)
+        rows.add("Precision", self.device.precision.native)
+        page = QWidget()
+        inner = QVBoxLayout(page)
+        inner.setContentsMargins(8, 8, 8, 8)
+        inner.setSpacing(8)
+        inner.addLayout(rows)
+        inner.addWidget(self.advanced)
+        inner.addWidget(self.run)
+        inner.addWidget(self.message)
+        inner.addWidget(self.live)
+        inner.addWidget(self.live_note)
+        inner.addLayout(in_a_row(self.copy, stretch=True))
+        inner.addStretch()
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(Page(page))
+
+    def _connect(self) -> None:
+        self.image.changed.connect(self._on_image)
+        self.image.altered.connect(self._on_altered)
+        self.weights.changed.connect(self._on_setting)
+        self.device.changed.connect(self._on_setting)
+        self.advanced.changed.connect(self._on_setting)
+        self.output.changed.connect(self._refresh)
+        self.region.changed.connect(self._refresh)
+        self.run.run_clicked.connect(self.start)
+        self.runner.state_changed.connect(self._on_state)
+        self.copy.clicked.connect(self.copy_command)
+        self.live.toggled.connect(self._on_live)
+        self._viewer.layers.events.removed.connect(self._on_removed)
+        self._again = QTimer(self)
+        self._again.setSingleShot(True)
+        self._again.setInterval(1000 * _LOOK_AGAIN)
+        self._again.timeout.connect(self._refresh)
+        # The window may be deleted without this widget hearing of it in any other way, and the
+        # application may end without deleting anything.
+        self.destroyed.connect(partial(_abandon, self._runners(), self._workshop))
+        application = QApplication.instance()
+        assert application is not None
+        application.aboutToQuit.connect(self.close_down)
+
+    # ------------------------------------------------------------------ what is to be done
+
+    def _on_image(self) -> None:
+        """Another image was chosen."""
+        self._encoded = None
+        self.live.setChecked(False)
+        self.message.say("")
+        layer = self.image.layer
+        self.region.set_layer(layer)
+        try:
+            volume = self.image.volume()
+        except UsageError:
+            pass  # it says so itself, and the button stays off
+        else:
+            assert layer is not None
+            self.output.suit(volume)
+            labels = tuple(layer.axis_labels)[-3:]
+            named = len(labels) == 3 and not any(label.startswith("-") for label in labels)
+            self.advanced.suit(
+                labels if named else ("z", "y", "x"),
+                plane=self.image.plane,
+                series=volume.data.ndim == 4,
+            )
+        self._refresh()
+
+    def _on_altered(self) -> None:
+        """The image has other voxels, or lies elsewhere."""
+        self._encoded = None
+        self._refresh()
+
+    def _on_setting(self, _value: object = None) -> None:
+        """What features depend on may have changed."""
+        if self._live is not None and self._live.active:
+            self._renew_live()
+        self._refresh()
+
+    def _settings(self) -> Settings:
+        return Settings(
+            weights=self.weights.value,
+            device=self.device.device.value,
+            precision=self.device.precision.value,
+            memory=self.advanced.memory_bytes,
+            normalize=self.advanced.method,
+            consistency=self.advanced.scanner,
+        )
+
+    def _planned(self) -> Plan:
+        """What Run is to do.
+
+        Raises
+        ------
+        UsageError, OutOfMemory
+            If it cannot be done; says why.
+        """
+        volume = self.image.volume()
+        if self.weights.problem:
+            raise UsageError(self.weights.problem)
+        plan = Plan(
+            volume,
+            self.output.target(volume, self.advanced.axes.values),
+            self.region.box(),
+            None if self.advanced.every_frame or volume.data.ndim == 3 else self._frame(),
+            self._settings(),
+        )
+        lack = _lack(plan)
+        if lack:
+            raise OutOfMemory(lack)
+        return plan
+
+    def _frame(self) -> int:
+        """The frame of the chosen layer that is shown."""
+        layer = self.image.layer
+        assert layer is not None
+        index = layer.world_to_data(self._viewer.dims.point[-layer.ndim :])[0]
+        return int(np.clip(round(float(index)), 0, self.image.volume().frames - 1))
+
+    def _refresh(self) -> None:
+        """Settle what Run would do, and say what would come of it."""
+        self._plan = None
+        problem = ""
+        try:
+            self._plan = self._planned()
+        except (UsageError, OutOfMemory) as error:
+            problem = str(error)
+            if isinstance(error, OutOfMemory):
+                self._again.start()  # memory may become free
+        if self._plan is not None:
+            self.estimate.say(self._prospect(self._plan))
+        else:
+            told_above = self.image.layer is None or problem in self.image.note.text()
+            self.estimate.say("" if told_above else problem, alarming=True)
+        self.run.set_ready(self._plan is not None, problem)
+        self.copy.setEnabled(self._plan is not None and self._checker.state is State.IDLE)
+        if self._wanted and self._plan is not None and self.runner.state is State.IDLE:
+            self._wanted = False
+            self.start()
+
+    def _prospect(self, plan: Plan) -> tuple[str, ...]:
+        """Shape, spacing, size and time of the result."""
+        grid, plane = plan.grid, self.image.plane
+        frames = f"{plan.frames} frames of " if plan.frames > 1 else ""
+        seconds = self._seconds(plan)
+        time_here = "time known after a first run"
+        if seconds is not None:
+            time_here = f"about {in_words(seconds)} here"
+        return (
+            frames + times(grid.shape[plane:]),
+            Unit.of(plan.volume).show(grid.spacing[plane:]),
+            _bytes(plan.bytes),
+            time_here,
+        )
+
+    def _seconds(self, plan: Plan) -> float | None:
+        known = self._workshop.speeds[plan.key]
+        return known.seconds(plan.work(known.halo, encoded=plan.reuses(self._encoded)))
+
+    # ------------------------------------------------------------------------- run
+
+    def start(self) -> None:
+        """Run, unless something runs already."""
+        self._refresh()
+        layer = self.image.layer
+        if self._plan is None or layer is None or self.runner.state is not State.IDLE:
+            return
+        use_cache_folder()
+        plan = self._plan
+        looks, title = Looks.of(layer), plan.title
+        workshop = self._workshop
+
+        def work(report: Report, stop: Stop) -> LayerData:
+            return result_layer(workshop.carry_out(plan, report, stop), title, looks)
+
+        self.run.announce(title, self._seconds(plan))
+        self.message.say("")
+        self._source = layer
+        self.runner.start(work, partial(self._on_end, plan, layer, time.monotonic()))
+
+    def run_when_ready(self) -> None:
+        """Run as soon as there is something to run."""
+        self._wanted = True
+        self._refresh()
+
+    def _on_state(self, _state: State) -> None:
+        self._refresh()
+
+    def _on_end(self, plan: Plan, source: Image, started: float, outcome: Outcome) -> None:
+        self.weights.refresh()
+        if outcome.cancelled:
+            self.message.say("Cancelled.")
+        elif outcome.error is not None:
+            self.message.say("That did not work: see the message.", alarming=True)
+            _tell(outcome.error, f"Upsampling {plan.volume.name}")
+        else:
+            self._encoded = plan if plan.frames == 1 else None
+            data, settings, _ = outcome.value
+            result = self._viewer.add_image(data, **settings)
+            mark_result(result, source)
+            took = in_words(time.monotonic() - started)
+            self.message.say(
+                f"Done in {took}: {settings['name']}. {BEFORE_AFTER_KEY} over the image compares "
+                f"it with the input, {SPLIT_KEY} splits the view."
+            )
+        self._refresh()
+
+    def _on_removed(self, event: Any) -> None:
+        """A layer is gone: what is being made of it is not wanted any more."""
+        if event.value == self._source:
+            self._source = None
+            self.runner.cancel()
+            self._workshop.fields.forget()
+
+    # ------------------------------------------------------------------------- command
+
+    def copy_command(self) -> None:
+        """Put the equivalent command line on the clipboard, if there is one."""
+        layer, plan = self.image.layer, self._plan
+        if layer is None or plan is None or self._checker.state is not State.IDLE:
+            return
+        if layer.source.path is None:
+            self.message.say(
+                f"{layer.name} comes from no file, and a command needs one: save it (File, Save "
+                "Selected Layers), open that file, and copy again.",
+                alarming=True,
+            )
+            return
+        source = Path(layer.source.path)
+        self.message.say(f"Comparing {layer.name} with its file…")
+        self._checker.start(partial(_command, plan, source), self._on_checked)
+        self._refresh()
+
+    def _on_checked(self, outcome: Outcome) -> None:
+        if outcome.error is None:
+            clipboard = QApplication.clipboard()
+            assert clipboard is not None
+            clipboard.setText(outcome.value)
+            self.message.say(f"Copied: {outcome.value}")
+        else:
+            self.message.say("There is no such command: see the message.", alarming=True)
+            _tell(outcome.error, "Copying the command")
+        self._refresh()
+
+    # ------------------------------------------------------------------------- live view
+
+    def _on_live(self, on: bool) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        self.live_note.say("")
+        layer = self.image.layer
+        if not on:
+            return
+        problem = self._no_live()
+        if problem or layer is None:
+            self._live_off(problem)
+            return
+        try:
+            live = LiveView(self._viewer, layer, self._live_field(0))
+            live.state.connect(self._say_live)
+            live.ended.connect(self._on_live_ended)
+            live.outdated.connect(self._renew_live)
+            live.start()
+        except UsageError as error:
+            self._live_off(str(error))
+            return
+        self._live = live
+
+    def _no_live(self) -> str:
+        """Why there can be no live view; empty if there can."""
+        try:
+            self.image.volume()
+        except UsageError as error:
+            return str(error)
+        if not self.weights.here:
+            return "Download the weights first, or choose others."
+        return self.weights.problem
+
+    def _live_off(self, reason: str) -> None:
+        with QSignalBlocker(self.live):
+            self.live.setChecked(False)
+        self.live_note.say(reason, alarming=bool(reason))
+
+    def _live_field(self, frame: int) -> Lend:
+        volume = self.image.volume()
+        plan = Plan(volume, Target(scale=1.0), frame=frame, settings=self._settings())
+        return self._workshop.field(plan)
+
+    def _renew_live(self, frame: int | None = None) -> None:
+        """Give the live view the field of what is chosen and shown now."""
+        if self._live is None:
+            return
+        problem = self._no_live()
+        if problem:
+            self.live.setChecked(False)
+            self.live_note.say(problem, alarming=True)
+        else:
+            self._live.field = self._live_field(self._frame() if frame is None else frame)
+
+    def _say_live(self, text: str) -> None:
+        self.live_note.say(text)
+
+    def _on_live_ended(self) -> None:
+        said = self.live_note.text()
+        self._live = None
+        self._live_off(said)
+
+    # ------------------------------------------------------------------------- the end
+
+    def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
+        """Once the widget is seen it asks for devices."""
+        super().showEvent(event)
+        self.device.look_later()
+
+    def event(self, event: QEvent | None) -> bool:
+        """Notice being taken out of the window: napari does so when the panel is closed."""
+        if event is not None and event.type() == QEvent.Type.ParentChange:
+            if self.parent() is not None:
+                self._docked = True
+            elif self._docked:
+                self.close_down()
+        return super().event(event)
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """As much as all rows need."""
+        return QSize(_WIDTH, _HEIGHT)
+
+    def close_down(self) -> None:
+        """End what runs, unheard, and let go of the viewer."""
+        if self._closed:
+            return
+        self._closed = True
+        _abandon(self._runners(), self._workshop)
+        self._again.stop()
+        self._viewer.layers.events.removed.disconnect(self._on_removed)
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._comparison.close()
+        for part in (self.image, self.weights, self.region, self.device, self.run):
+            part.close_down()
+
+    def _runners(self) -> tuple[Runner, ...]:
+        return self.runner, self._checker, self.weights.runner, self.device.runner
+
+    def _theme(self) -> str:
+        return str(self._viewer.theme)
+
+
+def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = None) -> None:
+    for runner in runners:
+        runner.abandon()
+    workshop.fields.forget()
+
+
+def _command(plan: Plan, source: Path, _report: Report, _stop: Stop) -> str:
+    same_as_file(plan, source)
+    return plan.command(source)
+
+
+def _lack(plan: Plan) -> str:
+    """Why there is not enough memory for a plan; empty if there is."""
+    need, free = plan.bytes_needed, psutil.virtual_memory().available
+    if need <= free:
+        return ""
+    way_out = "choose a lower scale or a drawn box"
+    if plan.frames > 1:
+        way_out += ", or one frame under Advanced"
+    return f"This would take {_bytes(need)} of memory, and {_bytes(free)} are free: {way_out}."
+
+
+def _bytes(size: int) -> str:
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{max(size / 1e3, 0.1):.3g} kB"
+
+
+class UnexpectedError(Exception):
+    """A fault of this package or of one it builds on."""
+
+
+def _tell(error: BaseException, what: str = "") -> None:
+    """Show an error: in a sentence if it has one, else with all that helps to find the fault."""
+    if isinstance(error, ArssrError):
+        show_error(str(error))
+        return
+    told = UnexpectedError(
+        f"{what or 'This'} failed with {type(error).__name__}: {error}. That is a fault of "
+        "napari-arssr or of PyTorch; please report it with the traceback."
+    )
+    told.__cause__ = error
+    notification_manager.receive_error(UnexpectedError, told, error.__traceback__)

@@ -1,0 +1,473 @@
+"""What Run does with a layer, away from any window: the same as the command line does."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from napari_arssr import _plan, cli, io
+from napari_arssr._layers import image_layer, volume_of_data
+from napari_arssr._plan import Plan, Workshop, same_as_file
+from napari_arssr._reader import napari_get_reader
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.models import ArSSR, Card, ModelConfig, build, save
+from napari_arssr.timing import Speeds, Work
+from napari_arssr.upsampling import Settings, Target, upsample
+from napari_arssr.volume import Box, Grid, Volume
+
+Array = npt.NDArray[Any]
+TINY = ModelConfig(
+    decoder="residual",
+    feature_dim=6,
+    decoder_depth=3,
+    decoder_width=8,
+    features=4,
+    growth=3,
+    blocks=2,
+    layers=2,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = build(TINY)
+    nn.init.normal_(model.decoder.head.weight, std=0.1)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save(path, model, Card(TINY, name="tiny"), torch.float32)
+    return path
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(Speeds(tmp_path / "timing.json"))
+
+
+def quiet(_share: float | None, _stage: str) -> None:
+    pass
+
+
+def go_on() -> bool:
+    return False
+
+
+def a_scan(path: Path, order: tuple[int, int, int] = (0, 1, 2), frames: int = 0) -> Path:
+    """A file of 7 × 6 × 5 voxels along R, A, S, stored in another order of axes."""
+    generator = np.random.default_rng(2)
+    data = generator.normal(100, 20, (7, 6, 5, frames) if frames else (7, 6, 5))
+    affine = np.diag([1.0, 1.5, 3.0, 1.0])
+    affine[:3, 3] = -5, 6, 7
+    turned = np.eye(4)
+    turned[:, :3] = affine[:, list(order)]
+    turned[:3, 3] = affine[:3, 3]
+    axes = (*order, 3) if frames else order
+    nib.save(nib.Nifti1Image(data.transpose(axes).astype(np.float32), turned), path)
+    return path
+
+
+def layer_volume(path: Path) -> Volume:
+    """The volume of the layer that napari gets for a file."""
+    reader = napari_get_reader(str(path))
+    assert reader is not None
+    (data, meta, kind), *_ = reader(str(path))
+    return volume_of_data(data, meta, kind)
+
+
+# The command line gives the same -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize(
+    "part",
+    [
+        (Target(scale=2.0), None),
+        (Target(scale=(1.0, 2.0, 1.5)), Box((1, 0, 2), (4, 5, 6))),
+        (Target(spacing=(1.0, 0.8, 0.5)), Box((0, 1, 1), (2, 4, 7))),
+        (Target(isotropic=True), None),
+    ],
+    ids=["scale", "scales of a box", "spacings of a box", "isotropic"],
+)
+def test_the_copied_command_gives_the_same_whatever_the_order_of_axes(
+    tiny: Path,
+    workshop: Workshop,
+    tmp_path: Path,
+    order: tuple[int, int, int],
+    part: tuple[Target, Box | None],
+) -> None:
+    target, box = part
+    source = a_scan(tmp_path / "my scan.nii.gz", order)
+    volume = layer_volume(source)
+    assert volume.data.shape == (5, 6, 7)  # z, y, x whatever the file's order
+    plan = Plan(volume, target, box, settings=Settings(weights=tiny))
+    result = workshop.carry_out(plan, quiet, go_on)
+    assert result.grid == plan.grid
+
+    words = shlex.split(plan.command(source))
+    assert words[0] == "napari-arssr"
+    assert cli.main([*words[1:], "--quiet"]) == 0
+    written = layer_volume(Path(words[3]))
+    assert written.grid == result.grid
+    np.testing.assert_allclose(np.asarray(written.data), result.data, rtol=0, atol=2e-3)
+
+
+def test_every_setting_is_in_the_command(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:
+    source = a_scan(tmp_path / "series.nii", frames=3)
+    settings = Settings(tiny, "cpu", "float32", 2**40, "minmax", ScannerModel("kspace", 1.5))
+    plan = Plan(layer_volume(source), Target(scale=1.5), None, 2, settings)
+    result = workshop.carry_out(plan, quiet, go_on)
+    assert result.data.ndim == 3
+    words = shlex.split(plan.command(source))
+    assert cli.main([*words[1:], "--quiet"]) == 0
+    written = layer_volume(Path(words[3]))
+    np.testing.assert_allclose(np.asarray(written.data), result.data, rtol=0, atol=2e-3)
+    for word in ("--frame", "--device", "--precision", "--memory", "--normalize", "--consistency"):
+        assert word in words
+
+
+def test_usual_settings_make_a_short_command(tmp_path: Path) -> None:
+    source = a_scan(tmp_path / "a.nii.gz")
+    plan = Plan(layer_volume(source), Target(scale=2.5))
+    out = tmp_path / "a_x2.5.nii.gz"
+    assert plan.command(source) == f"napari-arssr upsample {source} {out} --scale 2.5"
+
+
+def test_all_frames_are_upsampled_each_by_itself(
+    tiny: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    volume = layer_volume(a_scan(tmp_path / "series.nii", frames=3))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+    result = workshop.carry_out(plan, quiet, go_on)
+    assert result.data.shape == (3, 10, 12, 14)
+    assert plan.frames == 3
+    assert plan.bytes == result.data.nbytes
+    one = workshop.carry_out(replace(plan, frame=1), quiet, go_on)
+    np.testing.assert_array_equal(one.data, result.data[1])
+
+
+# A file that is not what the layer shows -----------------------------------------------------
+
+
+def test_a_layer_that_is_as_its_file_passes(tmp_path: Path) -> None:
+    for number, order in enumerate(permutations(range(3))):
+        source = a_scan(tmp_path / f"{number}.nii.gz", order)
+        same_as_file(Plan(layer_volume(source), Target(scale=2.0)), source)
+
+
+def edited(volume: Volume) -> Volume:
+    data = np.array(volume.data)
+    data[2] += 1
+    return replace(volume, data=data)
+
+
+def moved(volume: Volume) -> Volume:
+    affine = volume.affine.copy()
+    affine[0, 3] += 1
+    return replace(volume, affine=affine)
+
+
+def cropped(volume: Volume) -> Volume:
+    return volume.crop(Box((1, 0, 0), volume.grid.shape))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(edited, "was changed"), (moved, "another place"), (cropped, "another shape")],
+)
+def test_a_layer_that_is_not_as_its_file_has_no_command(
+    tmp_path: Path, change: Callable[[Volume], Volume], words: str
+) -> None:
+    source = a_scan(tmp_path / "a.nii", (2, 0, 1))
+    volume = change(layer_volume(source))
+    with pytest.raises(UsageError, match=rf"{words}.*save the layer first"):
+        same_as_file(Plan(volume, Target(scale=2.0)), source)
+
+
+# Reading -----------------------------------------------------------------------------------
+
+
+class Slow:
+    """An array in a file, as zarr's: it is read where it is sliced."""
+
+    def __init__(self, data: Array, fails_at: int | None = None) -> None:
+        self._data = data
+        self._fails_at = fails_at
+        self.shape, self.dtype, self.ndim = data.shape, data.dtype, data.ndim
+        self.chunks = (2, *data.shape[1:])
+        self.asked: list[slice] = []
+        self.threads: set[int] = set()
+
+    def __getitem__(self, index: Any) -> Array:
+        self.asked.append(index)
+        self.threads.add(threading.get_ident())
+        part = index if isinstance(index, slice) else slice(index, index + 1)
+        if self._fails_at is not None and part.stop > self._fails_at:
+            raise OSError("the disk has gone")
+        return self._data[index]
+
+
+def lazy_plan(data: Any, tiny: Path) -> Plan:
+    volume = Volume(data, Grid.from_spacing(data.shape[-3:], 1.0).affine, name="stack.zarr")
+    return Plan(volume, Target(scale=1.5), settings=Settings(weights=tiny))
+
+
+@pytest.mark.parametrize("kind", ["zarr", "dask", "dask in pieces"])
+def test_what_is_still_in_a_file_is_read_chunk_by_chunk(
+    tiny: Path, workshop: Workshop, kind: str
+) -> None:
+    data = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
+    slow = Slow(data)
+    lazy = {
+        "zarr": lambda: slow,
+        "dask": lambda: da.from_array(data),
+        "dask in pieces": lambda: da.from_array(data, chunks=(2, 3, 4)),
+    }[kind]()
+    heard: list[str] = []
+    result = workshop.carry_out(
+        lazy_plan(lazy, tiny), lambda _share, stage: heard.append(stage), go_on
+    )
+    eager = workshop.carry_out(lazy_plan(data, tiny), quiet, go_on)
+    np.testing.assert_array_equal(result.data, eager.data)
+    assert "reading" in heard
+    if kind == "zarr":
+        assert slow.asked == [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+
+def test_reading_can_be_cancelled(tiny: Path, workshop: Workshop) -> None:
+    slow = Slow(np.zeros((6, 4, 4), np.float32))
+    with pytest.raises(Cancelled):
+        workshop.carry_out(lazy_plan(slow, tiny), quiet, lambda: bool(slow.asked))
+    assert len(slow.asked) == 1
+
+
+def test_voxels_that_cannot_be_read_are_an_error_with_a_way_out(
+    tiny: Path, workshop: Workshop
+) -> None:
+    slow = Slow(np.zeros((6, 4, 4), np.float32), fails_at=4)
+    with pytest.raises(FileError, match=r"stack\.zarr.*OSError: the disk has gone.*still there"):
+        workshop.carry_out(lazy_plan(slow, tiny), quiet, go_on)
+    broken = da.from_delayed(__import__("dask").delayed(_fail)(), shape=(6, 4, 4), dtype=np.float32)
+    with pytest.raises(FileError, match=r"ValueError: no such chunk"):
+        workshop.carry_out(lazy_plan(broken, tiny), quiet, go_on)
+
+
+def _fail() -> Array:
+    raise ValueError("no such chunk.\nlong story")
+
+
+# Running again -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the patches that encoders passed."""
+    sizes: list[int] = []
+    original = ArSSR.encode
+
+    def counted(self: ArSSR, patch: torch.Tensor) -> torch.Tensor:
+        sizes.append(patch.numel())
+        return original(self, patch)
+
+    monkeypatch.setattr(ArSSR, "encode", counted)
+    return sizes
+
+
+def test_features_serve_again_until_something_they_depend_on_changes(
+    tiny: Path, workshop: Workshop, tmp_path: Path, encoded: list[int]
+) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii", (1, 2, 0)))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+    workshop.carry_out(plan, quiet, go_on)
+    assert sum(encoded) == volume.grid.size
+    first = len(encoded)
+    boxed = replace(plan, target=Target(scale=3.0), box=Box((1, 1, 1), (4, 4, 4)))
+    workshop.carry_out(boxed, quiet, go_on)
+    assert len(encoded) == first
+    for other in (
+        replace(plan, volume=edited(volume)),
+        replace(plan, volume=moved(volume)),
+        replace(plan, settings=Settings(weights=tiny, normalize="minmax")),
+        replace(plan, settings=Settings(weights=tiny, precision="bfloat16")),
+    ):
+        before = len(encoded)
+        workshop.carry_out(other, quiet, go_on)
+        assert len(encoded) > before
+
+
+def test_a_voxel_edited_in_place_is_noticed(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:
+    volume = replace(edited(layer_volume(a_scan(tmp_path / "a.nii"))))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+    workshop.carry_out(plan, quiet, go_on)
+    volume.data[3, 3, 3] += 50
+    result = workshop.carry_out(plan, quiet, go_on)
+    fresh = upsample(volume, 2.0, weights=tiny)
+    np.testing.assert_allclose(result.data, fresh.data, atol=1e-3)
+
+
+def test_which_features_a_plan_can_use_again(tmp_path: Path) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii"))
+    whole = Plan(volume, Target(scale=2.0))
+    large = replace(whole, box=Box((0, 0, 0), (4, 4, 4)))
+    small = replace(whole, box=Box((1, 1, 1), (4, 3, 2)))
+    assert whole.reuses(whole)
+    assert small.reuses(whole)
+    assert small.reuses(large)
+    assert not large.reuses(small)
+    assert not whole.reuses(large)
+    assert not whole.reuses(None)
+    assert not replace(small, frame=1).reuses(whole)
+    assert not replace(small, settings=Settings(device="cpu")).reuses(whole)
+
+
+def test_finished_work_teaches_how_long_such_work_takes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: dict[str, tuple[Work, dict[str, float], int]] = {}
+
+    class Notebook(Speeds):
+        def learn(self, key: str, work: Work, seconds: Any, halo: int) -> None:
+            learnt[key] = work, dict(seconds), halo
+
+    workshop = Workshop(Notebook(tmp_path / "timing.json"))
+    volume = layer_volume(a_scan(tmp_path / "a.nii"))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+    workshop.carry_out(plan, quiet, go_on)
+    work, seconds, halo = learnt[plan.key]
+    assert work == Work(volume.grid.size, 8 * volume.grid.size) == plan.work(halo, encoded=False)
+    assert seconds["encode"] > 0
+    assert seconds["decode"] > 0
+    assert set(learnt) == {plan.key, "tiny.safetensors | cpu | float32"}
+    workshop.carry_out(plan, quiet, go_on)
+    assert learnt[plan.key][0] == Work(0, 8 * volume.grid.size) == plan.work(halo, encoded=True)
+    boxed = replace(plan, box=Box((2, 2, 2), (3, 3, 3)))
+    assert boxed.work(1, encoded=False) == Work(27, 8)
+
+
+# What goes wrong ---------------------------------------------------------------------------
+
+
+def test_out_of_memory_anywhere_is_one_sentence(
+    tiny: Path, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii"))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 TB.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ArSSR, "encode", fails)
+        with pytest.raises(OutOfMemory, match="not enough memory"):
+            workshop.carry_out(plan, quiet, go_on)
+    with monkeypatch.context() as patched:
+        patched.setattr(_plan, "upsample", fails)
+        with pytest.raises(OutOfMemory, match=r"^a: .*close other programs"):
+            workshop.carry_out(plan, quiet, go_on)
+    assert workshop.carry_out(plan, quiet, go_on).grid == plan.grid
+
+
+def test_broken_weights_and_missing_ones_are_named(workshop: Workshop, tmp_path: Path) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii"))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"x" * 100)
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=broken))
+    with pytest.raises(FileError, match=r"broken\.safetensors"):
+        workshop.carry_out(plan, quiet, go_on)
+    plan = replace(plan, settings=Settings(weights="gone.safetensors"))
+    with pytest.raises(UsageError, match=r"gone\.safetensors"):
+        workshop.carry_out(plan, quiet, go_on)
+
+
+def test_cancelled_in_the_middle_it_leaves_a_workshop_that_works(
+    tiny: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii"))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+    asked = 0
+
+    def third_time() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    with pytest.raises(Cancelled):
+        workshop.carry_out(plan, quiet, third_time)
+    result = workshop.carry_out(plan, quiet, go_on)
+    fresh = upsample(plan.as_stored().volume, 2.0, weights=tiny)
+    np.testing.assert_allclose(result.data, fresh.data, atol=1e-3)
+
+
+# What it is called, what it says of itself ------------------------------------------------------
+
+
+def test_titles_tell_weights_fineness_and_part(tiny: Path, tmp_path: Path) -> None:
+    volume = replace(layer_volume(a_scan(tmp_path / "s.nii", frames=3)), name="T1w")
+    plan = Plan(volume, Target(scale=2.5))
+    assert plan.title == "T1w default ×2.5"
+    assert replace(plan, target=Target(scale=(1.0, 2.0, 2.0))).title == "T1w default ×1×2×2"
+    assert replace(plan, target=Target(spacing=0.5)).title == "T1w default 0.5 mm"
+    assert replace(plan, target=Target(isotropic=True)).title == "T1w default 1 mm"
+    boxed = replace(plan, box=Box((0, 0, 0), (2, 2, 2)), frame=1, settings=Settings(weights=tiny))
+    assert boxed.title == "T1w tiny ×2.5 box frame 1"
+
+
+def test_the_result_holds_every_setting(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii"))
+    settings = Settings(weights=tiny, normalize="minmax", memory=2**40)
+    plan = Plan(volume, Target(scale=1.5), Box((0, 0, 0), (3, 3, 3)), settings=settings)
+    result = workshop.carry_out(plan, quiet, go_on)
+    record = result.metadata["upsampling"]
+    assert record["weights"] == "tiny.safetensors"
+    assert record["target_zyx"] == {"scale": 1.5}
+    assert record["box_zyx"] == [[0, 0, 0], [3, 3, 3]]
+    assert record["source"] == "a"
+    assert record["device"] == "cpu"
+    assert record["precision"] in ("float32", "bfloat16")
+    assert record["memory"] == 2**40
+    assert set(record) >= {"version", "normalization", "frame", "consistency"}
+
+
+# Live view ---------------------------------------------------------------------------------
+
+
+def test_the_live_view_gets_the_field_of_the_run(
+    tiny: Path, workshop: Workshop, tmp_path: Path, encoded: list[int]
+) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii", (2, 1, 0)))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+    result = workshop.carry_out(plan, quiet, go_on)
+    before = len(encoded)
+    lend = workshop.field(plan)
+    with lend() as field:
+        assert field is not None
+        part = plan.grid.crop(Box((3, 3, 3), (6, 6, 6)))
+        sampled = field.sample(part)
+        np.testing.assert_allclose(sampled.data, result.data[3:6, 3:6, 3:6], atol=1e-3)
+        with lend() as busy:
+            assert busy is None
+    assert len(encoded) == before
+
+
+def test_results_read_back_as_layers_in_the_same_place(
+    tiny: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    source = a_scan(tmp_path / "a.nii", (2, 0, 1))
+    plan = Plan(layer_volume(source), Target(scale=2.0), settings=Settings(weights=tiny))
+    data, settings, kind = image_layer(workshop.carry_out(plan, quiet, go_on))
+    again = volume_of_data(data, settings, kind)
+    assert again.grid == plan.grid
+    io.write(tmp_path / "out.nii", again.in_storage_order())
+    assert io.read(tmp_path / "out.nii").grid == plan.as_stored().grid
