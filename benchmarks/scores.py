@@ -30,9 +30,10 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError
 from napari_arssr.evaluation import psnr, ssim
 from napari_arssr.evaluation.back_projection import back_project
+from napari_arssr.evaluation.methods import file_sha256
+from napari_arssr.evaluation.protocol import Prepared, factors_of, make_case, prepare
 from napari_arssr.field import CubicField
-from napari_arssr.normalization import Normalizer
-from napari_arssr.volume import Box, Volume
+from napari_arssr.volume import Triple, Volume
 
 SETS = ("brains_t1w/val", "lesion", "template", "thick_slices")
 SCALES = ("1.5", "2", "2.5", "3", "3.5", "4", "1x1x4")
@@ -115,12 +116,16 @@ def run_all(options: argparse.Namespace) -> None:
             wanted = [row for row in wanted if row.key not in done]
             if not wanted:
                 continue
-            high, mask = prepare(io.read(path))
+            try:
+                prepared = prepare(dataset, path, crop=MARGIN)
+            except ArssrError as error:
+                print(error, file=sys.stderr)
+                continue
             for (noise, scale), cases in groupby(
                 wanted, lambda row: (row.noise_percent, row.scale)
             ):
                 try:
-                    for row in score(list(cases), high, mask, loaded, options.precision):
+                    for row in score(list(cases), prepared, loaded, options.precision):
                         append_row(options.rows, row)
                         print(
                             *astuple(row)[1:5],
@@ -135,37 +140,20 @@ def _measurement(row: Row) -> tuple[float, str]:
     return row.noise_percent, row.scale
 
 
-def prepare(volume: Volume) -> tuple[Volume, np.ndarray]:
-    """The volume cut to its brain (or head), float32, and the mask of it."""
-    data = volume.data.astype(np.float32)
-    mask = data > 0
-    if mask.mean() > 0.5:  # not skull-stripped: everything above a tenth of the range
-        mask = Normalizer.fit(data).normalize(data) > 0.1
-    found = np.argwhere(mask)
-    box = Box(tuple(found.min(axis=0)), tuple(found.max(axis=0) + 1)).grown(MARGIN, data.shape)
-    return replace(volume, data=data).crop(box), mask[box.slices]
-
-
-def factors(scale: str, volume: Volume) -> tuple[float, float, float]:
+def factors(scale: str, prepared: Prepared) -> Triple:
     """Scale per axis (z, y, x); of thick slices only the sharp axes are measured again."""
-    spacing = np.array(volume.spacing)
-    thick = spacing > 2 * spacing.min()
-    if scale == "1x1x4":  # file order: the third axis, or the second where that is thick
-        return (1.0, 4.0, 1.0) if thick[0] else (4.0, 1.0, 1.0)
-    z, y, x = np.where(thick, 1.0, float(scale)).tolist()
-    return z, y, x
+    if scale != "1x1x4":
+        return factors_of(prepared, float(scale), keep_thick=True)
+    # File order: the third axis, or the second where that is thick.
+    thick = factors_of(prepared, 2.0, keep_thick=True)[0] == 1
+    return (1.0, 4.0, 1.0) if thick else (4.0, 1.0, 1.0)
 
 
-def score(
-    rows: list[Row], high: Volume, mask: np.ndarray, loaded: object, precision: str
-) -> Iterator[Row]:
+def score(rows: list[Row], prepared: Prepared, loaded: object, precision: str) -> Iterator[Row]:
     """Measure once, bring back by each row's method, compare."""
-    scanner = ScannerModel("gaussian")
-    low = scanner.measure(high, high.grid.scaled([1 / k for k in factors(rows[0].scale, high)]))
-    if rows[0].noise_percent:
-        sigma = rows[0].noise_percent / 100 * np.ptp(high.data)
-        noise = np.random.default_rng(0).standard_normal(low.data.shape, dtype=np.float32)
-        low = replace(low, data=low.data + np.float32(sigma) * noise)
+    high, mask, scanner = prepared.volume, prepared.mask, ScannerModel("gaussian")
+    scale = factors(rows[0].scale, prepared)
+    low = make_case(prepared, scale, scanner, noise=rows[0].noise_percent).low
     restored: Volume | None = None
     for row in rows:
         started = time.perf_counter()
@@ -273,9 +261,7 @@ def _gain(value: dict[str, np.ndarray], method: str, over: str) -> tuple[str, st
 
 
 def _digest(name: str) -> str:
-    from napari_arssr.training.config import file_hash
-
-    return file_hash(weights.resolve(name))[:16]
+    return file_sha256(weights.resolve(name))[:16]
 
 
 if __name__ == "__main__":

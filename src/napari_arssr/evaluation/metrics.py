@@ -1,23 +1,29 @@
-"""Peak signal-to-noise ratio and structural similarity of volumes.
+"""Peak signal-to-noise ratio and structural similarity of volumes, and data consistency.
 
-Both take the data range of the reference unless told another, and both can be limited to a
+The first two take the data range of the reference unless told another, and both can be limited to a
 mask: background is easy to get right and inflates either. Volumes are worked through a few
 slices at a time in float64, so that neither a large offset (CT numbers, raw scanner units) nor
-a large volume is a difficulty.
+a large volume is a difficulty. SSIM takes all cores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
+from napari_arssr.evaluation.slices import cores
 
-__all__ = ["psnr", "ssim"]
+if TYPE_CHECKING:
+    from napari_arssr.degradation import ScannerModel
+    from napari_arssr.volume import Volume
+
+__all__ = ["data_consistency", "psnr", "ssim", "ssim_in"]
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +31,8 @@ Array = npt.NDArray[Any]
 _SIGMA = 1.5
 _RADIUS = 5
 _WINDOW = 2 * _RADIUS + 1
-_SLICES = 16  # worked on at once: every voxel of them needs some 140 bytes in scikit-image
+_SLICES = 16  # worked on at once
+_BYTES = 140  # that scikit-image needs for each voxel of them
 _VOXELS = 1 << 18  # worked on at once where voxels are independent
 
 
@@ -119,9 +126,18 @@ def ssim(
         mask is empty, the reference is constant, ``data_range`` is not above 0, or values are
         not finite (anywhere: windows reach past the mask).
     """
-    from skimage.metrics import structural_similarity
+    return ssim_in(reference, result, [mask], data_range=data_range)[0]
 
-    truth, other, where = _checked(reference, result, mask)
+
+def ssim_in(
+    reference: npt.ArrayLike,
+    result: npt.ArrayLike,
+    masks: Sequence[npt.ArrayLike | None],
+    *,
+    data_range: float | None = None,
+) -> list[float]:
+    """:func:`ssim` in several masks, its map made once; None is the whole volume."""
+    truth, other, _ = _checked(reference, result, None)
     if truth.ndim != 3:
         raise UsageError(f"SSIM takes volumes with 3 axes, not {truth.ndim}; score each frame.")
     if min(truth.shape) < _WINDOW:
@@ -129,30 +145,71 @@ def ssim(
             f"SSIM looks through windows {_WINDOW} voxels wide, and the volume has only "
             f"{truth.shape} voxels; score it by PSNR, or score a larger part."
         )
+    given = [_checked(truth, other, mask)[2] for mask in masks]
     peak = _data_range(truth, data_range)
     _require_finite(truth, "reference", None)
     _require_finite(other, "result", None)
-    if where is None:
-        where = np.zeros(truth.shape, dtype=bool)
-        where[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS, _RADIUS:-_RADIUS] = True
-    total = 0.0
+    inside = np.zeros(truth.shape, dtype=bool)
+    inside[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS, _RADIUS:-_RADIUS] = True
+    regions = [inside if region is None else region for region in given]
+
+    def sums(part: slice) -> list[float]:
+        inner = _similarity(truth, other, part, peak)
+        return [float(inner[region[part]].sum()) for region in regions]
+
+    with ThreadPoolExecutor(_threads(truth)) as pool:
+        totals = np.sum(list(pool.map(sums, _slabs(truth, _SLICES))), axis=0)
+    counts = [int(np.count_nonzero(region)) for region in regions]
+    return [float(total) / count for total, count in zip(totals, counts, strict=True)]
+
+
+def _threads(volume: Array) -> int:
+    """All cores, or as many as have the memory to work at once."""
+    import psutil
+
+    each = _BYTES * (_SLICES + 2 * _RADIUS) * (volume.size // len(volume))
+    return max(1, min(cores(), psutil.virtual_memory().available // 2 // each))
+
+
+def _similarity(truth: Array, other: Array, part: slice, peak: float) -> Array:
+    """SSIM's map of some slices."""
+    from skimage.metrics import structural_similarity
+
+    # As many slices around as the window needs, and never fewer than it is wide.
     depth = len(truth)
-    for part in _slabs(truth, _SLICES):
-        # As many slices around as the window needs, and never fewer than it is wide.
-        start = max(min(part.start - _RADIUS, depth - _WINDOW), 0)
-        stop = min(max(part.stop + _RADIUS, _WINDOW), depth)
-        _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
-            truth[start:stop].astype(np.float64),
-            other[start:stop].astype(np.float64),
-            data_range=peak,
-            gaussian_weights=True,
-            sigma=_SIGMA,
-            use_sample_covariance=False,
-            full=True,
-        )
-        inner = similarity[part.start - start : part.stop - start]
-        total += float(inner[where[part]].sum())
-    return total / int(np.count_nonzero(where))
+    start = max(min(part.start - _RADIUS, depth - _WINDOW), 0)
+    stop = min(max(part.stop + _RADIUS, _WINDOW), depth)
+    _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
+        truth[start:stop].astype(np.float64),
+        other[start:stop].astype(np.float64),
+        data_range=peak,
+        gaussian_weights=True,
+        sigma=_SIGMA,
+        use_sample_covariance=False,
+        full=True,
+    )
+    return np.asarray(similarity[part.start - start : part.stop - start])
+
+
+def data_consistency(result: Volume, low: Volume, scanner: ScannerModel) -> float:
+    """How near a result, measured again by the scanner, comes to what it was made from.
+
+    Parameters
+    ----------
+    result : Volume
+        On a grid of the span of ``low``.
+    low : Volume
+        The input y.
+    scanner : ScannerModel
+        The one that made it, A.
+
+    Returns
+    -------
+    float
+        PSNR of A x against y in decibels, over the range of y: infinite where nothing is
+        amiss. Noise in the input bounds what a good result can reach.
+    """
+    return psnr(low.data, scanner.measure(result, low.grid).data)
 
 
 def _checked(

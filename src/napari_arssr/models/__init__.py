@@ -1,11 +1,39 @@
 """Networks, and their files. Nothing here knows of volumes, affines or windows."""
 
+from typing import overload
+
 from napari_arssr.models.arssr import ArSSR, ModelConfig
-from napari_arssr.models.checkpoint import Card, load, read_card, save
+from napari_arssr.models.baselines import BaselineConfig, Regressor
+from napari_arssr.models.checkpoint import (
+    BaselineCard,
+    Card,
+    load,
+    load_baseline,
+    read_baseline_card,
+    read_card,
+    save,
+)
 
-__all__ = ["ArSSR", "Card", "ModelConfig", "build", "load", "read_card", "save"]
+__all__ = [
+    "ArSSR",
+    "BaselineCard",
+    "BaselineConfig",
+    "Card",
+    "ModelConfig",
+    "Regressor",
+    "build",
+    "load",
+    "load_baseline",
+    "read_baseline_card",
+    "read_card",
+    "save",
+]
 
 
-def build(config: ModelConfig) -> ArSSR:
+@overload
+def build(config: ModelConfig) -> ArSSR: ...
+@overload
+def build(config: BaselineConfig) -> Regressor: ...
+def build(config: ModelConfig | BaselineConfig) -> ArSSR | Regressor:
     """A network with fresh weights."""
-    return ArSSR(config)
+    return ArSSR(config) if isinstance(config, ModelConfig) else Regressor(config)

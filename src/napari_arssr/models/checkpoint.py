@@ -12,21 +12,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from napari_arssr.errors import FileError
 from napari_arssr.models.arssr import ArSSR, ModelConfig
+from napari_arssr.models.baselines import BaselineConfig, Regressor
 
-__all__ = ["Card", "load", "read_card", "save"]
+__all__ = [
+    "BaselineCard",
+    "Card",
+    "load",
+    "load_baseline",
+    "read_baseline_card",
+    "read_card",
+    "save",
+]
 
 _CARD_KEY = "napari-arssr"
 _SAFETENSORS = ".safetensors"
 _CARD_KINDS = {"str": str, "bool": bool, "dict[str, Any]": dict}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What a weights file says of any network."""
+
+    name: str = ""
+    licence: str = ""
+    paper: str = ""
+    training_data: str = ""
+    bfloat16: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
-class Card:
-    """What a weights file says of itself in its header.
+class Card(_Facts):
+    """What a weights file of an ArSSR network says of itself in its header.
 
     Parameters
     ----------
@@ -41,23 +63,28 @@ class Card:
     """
 
     config: ModelConfig
-    name: str = ""
-    licence: str = ""
-    paper: str = ""
-    training_data: str = ""
-    bfloat16: bool = False
-    training: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, Any] = field(default_factory=dict)
 
 
-def save(path: str | os.PathLike[str], model: ArSSR, card: Card, dtype: torch.dtype) -> None:
+@dataclass(frozen=True)
+class BaselineCard(_Facts):
+    """The same of a baseline's weights, whose config holds its one scale."""
+
+    config: BaselineConfig
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: ArSSR | Regressor,
+    card: Card | BaselineCard,
+    dtype: torch.dtype,
+) -> None:
     """Write weights with their card; the file appears under its name only when whole.
 
     Parameters
     ----------
     path : path ending in ``.safetensors``
-    model : ArSSR
-    card : Card
+    model : ArSSR or Regressor
+    card : Card or BaselineCard
     dtype : torch.dtype
         How tensors are stored: ``torch.float32``, or ``torch.float16`` for half the size.
 
@@ -72,7 +99,7 @@ def save(path: str | os.PathLike[str], model: ArSSR, card: Card, dtype: torch.dt
     target = Path(path)
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in _real_tensors(model).items()
     }
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -104,11 +131,37 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     Raises
     ------
     FileError
-        If the file is not one of this project's.
+        If the file is not one of this project's, or of a baseline.
     """
+    file = _existing(path)
+    card = _read_any_card(file)
+    if isinstance(card, BaselineCard):
+        raise FileError(
+            f"{file}: these are weights of the baseline {card.config.network}, which knows one "
+            "scale; score it with 'napari-arssr evaluate', and name weights of an ArSSR network "
+            "here."
+        )
+    return card
+
+
+def read_baseline_card(path: str | os.PathLike[str]) -> BaselineCard:
+    """The card of a baseline's weights, their tensors left alone.
+
+    Raises
+    ------
+    FileError
+        If the file is not one of this project's, or of an ArSSR network.
+    """
+    file = _existing(path)
+    card = _read_any_card(file)
+    if isinstance(card, Card):
+        raise FileError(f"{file}: these are weights of an ArSSR network, not of a baseline.")
+    return card
+
+
+def _read_any_card(file: Path) -> Card | BaselineCard:
     from safetensors import SafetensorError, safe_open
 
-    file = _existing(path)
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
@@ -118,8 +171,11 @@ def read_card(path: str | os.PathLike[str]) -> Card:
         ) from None
     try:
         values = json.loads(header[_CARD_KEY])
-        config = ModelConfig.from_dict(values.pop("config"))
-        return Card(config=config, **_card_values(values))
+        config = values.pop("config")
+        facts = _card_values(values)
+        if "network" in config:
+            return BaselineCard(BaselineConfig.from_dict(config), **facts)
+        return Card(ModelConfig.from_dict(config), **facts)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FileError(
             f"{file}: its header does not describe a network of napari-arssr ({error}); "
@@ -151,9 +207,33 @@ def load(path: str | os.PathLike[str]) -> tuple[ArSSR, Card]:
     return model.eval().requires_grad_(False), card
 
 
+def load_baseline(path: str | os.PathLike[str]) -> tuple[Regressor, BaselineCard]:
+    """A baseline in evaluation mode, from our ``.safetensors``.
+
+    Raises
+    ------
+    FileError
+        If the file is missing, broken, or not of a baseline.
+    """
+    card = read_baseline_card(path)
+    file = Path(path)
+    tensors = _load_safetensors(file)
+    with torch.device("meta"):
+        model = Regressor(card.config)
+    _check(tensors, model, file)
+    model.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+    return model.eval().requires_grad_(False), card
+
+
+def _real_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, without the whole numbers that batch normalisation counts in."""
+    state: dict[str, Tensor] = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
 def _card_values(values: dict[str, Any]) -> dict[str, Any]:
     """What a card knows of a header's values; a value of another kind is a TypeError."""
-    kinds = {item.name: _CARD_KINDS[str(item.type)] for item in fields(Card)[1:]}
+    kinds = {item.name: _CARD_KINDS[str(item.type)] for item in fields(_Facts)}
     known = {name: value for name, value in values.items() if name in kinds}
     for name, value in known.items():
         if not isinstance(value, kinds[name]):
@@ -256,8 +336,8 @@ def _build_empty(config: ModelConfig, tensors: dict[str, Tensor], file: Path) ->
     )
 
 
-def _check(tensors: dict[str, Tensor], model: ArSSR, file: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _check(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in _real_tensors(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected == found:
         for name, tensor in tensors.items():

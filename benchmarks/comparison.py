@@ -1,0 +1,152 @@
+"""Compare one network for all scales with the paper's rivals, at equal training budget.
+
+    python benchmarks/comparison.py DATA --out OUT --minutes 60
+    python benchmarks/comparison.py DATA --out OUT --minutes 60 --commands
+
+DATA is a folder with brains_t1w/train, brains_t1w/val and lesion in it (their sources are in
+docs/weights.md). The second line prints the commands and runs nothing. Every network gets the
+same budget: each of SRCNN3D, DCSRN and ResCNN for each scale, ArSSR by the paper's preset with
+each of its encoders, and the bundled weights' own protocol from random weights ("ours"), these
+once for all scales. With ``--per method`` the networks of a method share one budget instead.
+Beside them stand cubic interpolation, back-projection, the bundled weights as they are and those
+of ``--weights``, which had budgets of their own. No validation volume is seen in training.
+
+What was broken off goes on where it was, and what is done is not done again. The tables, curves
+and pictures are in OUT/scores then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BASELINES = ("SRCNN3D", "DCSRN", "ResCNN")
+ENCODERS = ("RDN", "ResCNN", "SRResNet")
+OURS = "ours"
+SETS = {"brains_t1w": "brains_t1w/val", "lesion": "lesion"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network to be trained.
+
+    Parameters
+    ----------
+    method : str
+        Its name in the tables.
+    weights : path
+        Where its weights go; a method of several networks has a folder of them.
+    words : tuple of str
+        Options of ``napari-arssr train`` that make it what it is.
+    share : float
+        Of the budget.
+    """
+
+    method: str
+    weights: Path
+    words: tuple[str, ...]
+    share: float = 1.0
+
+
+def main() -> int:
+    options = _options()
+    train = options.data / "brains_t1w/train"
+    folders = [train, *(options.data / place for place in SETS.values())]
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing and not options.commands:
+        print(f"There is no {', '.join(missing)}: nothing compared.", file=sys.stderr)
+        return 1
+    for run in runs(options):
+        if run.weights.is_file():
+            continue
+        if not options.commands:
+            run.weights.parent.mkdir(parents=True, exist_ok=True)
+        for words in training(run, train, options):
+            if status := call(words, options):
+                return status
+    return call(scoring(options), options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="budget, by the clock of one machine")
+    budget.add_argument("--steps", type=int, help="budget, in steps of each network's own batch")
+    parser.add_argument("--per", choices=["network", "method"], default="network")
+    parser.add_argument("--scales", nargs="+", default=["2", "2.5", "3", "3.5", "4"])
+    parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=BASELINES)
+    parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=ENCODERS)
+    parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
+    parser.add_argument("--metrics", help="as of napari-arssr evaluate")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, help="as of napari-arssr train")
+    parser.add_argument("--commands", action="store_true", help="print them and run nothing")
+    return parser.parse_args()
+
+
+def runs(options: argparse.Namespace) -> Iterator[Run]:
+    """Every network, the quickest to learn first."""
+    weights = options.out / "weights"
+    share = 1 / len(options.scales) if options.per == "method" else 1.0
+    for baseline in options.baselines:
+        for scale in options.scales:
+            # Commas part files on the command line of evaluate, so that no name has one.
+            path = weights / baseline / f"x{scale.replace(',', 'x')}.safetensors"
+            yield Run(baseline, path, ("--baseline", baseline, "--scale", scale), share)
+    yield Run(OURS, weights / f"{OURS}.safetensors", ())
+    for encoder in options.encoders:
+        name = f"ArSSR-{encoder}"
+        words = ("--preset", "paper", "--encoder", encoder)
+        yield Run(name, weights / f"{name}.safetensors", words)
+
+
+def training(run: Run, data: Path, options: argparse.Namespace) -> Iterator[list[str]]:
+    """The commands that make its weights, as far as they are not made."""
+    place = run.weights.relative_to(options.out / "weights").with_suffix("")
+    folder = options.out / "runs" / "-".join(place.parts)
+    if (folder / "last.ckpt").is_file():
+        words = ["train", "--out", str(folder), "--resume"]
+    else:
+        words = ["train", str(data), "--out", str(folder), *run.words, "--name", run.method]
+        if options.minutes is None:
+            words += ["--steps", str(max(1, round(options.steps * run.share)))]
+        else:
+            words += ["--minutes", f"{options.minutes * run.share:g}"]
+    words += ["--device", options.device]
+    if options.workers is not None:
+        words += ["--workers", str(options.workers)]
+    yield words
+    yield ["export", str(folder), str(run.weights)]
+
+
+def scoring(options: argparse.Namespace) -> list[str]:
+    """The command that compares."""
+    folder = options.out / "weights"
+    one = {run.method: run.weights for run in runs(options) if run.weights.parent == folder}
+    methods = ["cubic", "back-projection"]
+    methods += [f"{baseline}={folder / baseline}" for baseline in options.baselines]
+    methods += [f"{name}={path}" for name, path in one.items()]
+    words = ["evaluate", *(f"{name}={options.data / place}" for name, place in SETS.items())]
+    words += ["--out", str(options.out / "scores"), "--crop", "8", "--device", options.device]
+    words += ["--scales", *options.scales, "--methods", *methods, "bundled=default"]
+    words += [*options.weights]
+    return [*words, "--metrics", options.metrics] if options.metrics else words
+
+
+def call(words: list[str], options: argparse.Namespace) -> int:
+    """Say a command and run it, and give its exit status."""
+    print(shlex.join(["napari-arssr", *words]), flush=True)
+    if options.commands:
+        return 0
+    return subprocess.run([sys.executable, "-m", "napari_arssr", *words], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

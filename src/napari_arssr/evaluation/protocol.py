@@ -1,0 +1,368 @@
+"""The protocol of a comparison: which volumes, how they are measured, which part is scored.
+
+An HR volume is cut (``crop``), measured by the scanner model with voxels k times as large, and
+brought back to its own grid by every method. Grids are aligned: both span the same outer faces.
+Where a size does not divide, n voxels become round(n / k), half up, and the span is kept, so
+that the true scale along that axis is the ratio of the two sizes; rows hold it.
+
+``cubic-corner`` is the protocol of the published ArSSR script instead (Wu et al. 2023): the LR
+volume is cubic interpolation at points that run from the first to the last voxel's *centre*
+(``scipy.ndimage.zoom``), and yet is taken for one that spans the outer faces. Every method then
+works on a picture that is stretched by up to (k - 1)/2 voxels towards its borders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr import io
+from napari_arssr.degradation import Kind, ScannerModel
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.evaluation.methods import Case, file_sha256
+from napari_arssr.evaluation.rows import counted
+from napari_arssr.interpolation import spline_matrix
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Box, Grid, Triple, Volume, as_triple
+
+__all__ = [
+    "CORNER",
+    "CornerAligned",
+    "Dataset",
+    "Prepared",
+    "factors_of",
+    "foreground",
+    "make_case",
+    "parse_dataset",
+    "parse_datasets",
+    "parse_scanner",
+    "prepare",
+    "scanner_text",
+]
+
+Mask = npt.NDArray[np.bool_]
+
+CORNER = "cubic-corner"
+"""The published protocol's scanner model."""
+
+_HEAD = 0.1  # of the range: what is brighter is no background, where that is not 0
+_BACKGROUND = 0.5  # share of voxels above 0 beyond which the volume is not skull-stripped
+_THICK = 2.0  # times the finest voxel side
+_SAME_PLACE = 0.01  # voxels
+
+
+@dataclass(frozen=True)
+class CornerAligned(ScannerModel):
+    """Cubic interpolation from first to last voxel centre: the published, misaligned protocol."""
+
+    kind: Kind = "cubic"
+
+    def matrix(self, high: int, low: int) -> npt.NDArray[np.float32]:
+        """The measurement along one axis, (low, high)."""
+        if high == low:
+            return np.eye(high, dtype=np.float32)
+        return spline_matrix(np.linspace(0, high - 1, low), high)
+
+
+def parse_scanner(text: str) -> ScannerModel:
+    """``gaussian``, ``slice-profile:1.2``, ``kspace``, ``cubic`` or ``cubic-corner``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model.
+    """
+    if text == CORNER:
+        return CornerAligned()
+    kind, _, width = text.partition(":")
+    try:
+        return ScannerModel(cast("Kind", kind), float(width) if width else 1.0)
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{width!r} is not the width of a scanner model.") from None
+
+
+def scanner_text(scanner: ScannerModel) -> str:
+    """The same as text, for rows."""
+    if isinstance(scanner, CornerAligned):
+        return CORNER
+    return scanner.kind if scanner.kind == "cubic" else f"{scanner.kind}:{scanner.width:g}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """HR volumes under one name, and the folders among what was named that hold none."""
+
+    name: str
+    files: tuple[Path, ...]
+    empty: tuple[Path, ...] = ()
+
+
+def parse_dataset(text: str) -> Dataset:
+    """``[NAME=]FOLDER`` or ``[NAME=]FILE``; the folder's own name by default.
+
+    Raises
+    ------
+    FileError
+        If there is no such folder or file.
+    """
+    name, equals, source = text.partition("=")
+    if not equals:
+        name, source = "", text
+    path = Path(source)
+    if path.is_dir():
+        files = tuple(io.volumes_in(path))
+        return Dataset(name or path.resolve().name, files, () if files else (path,))
+    if not path.is_file():
+        raise FileError(f"{path} does not exist; check its name.")
+    return Dataset(name or path.resolve().parent.name, (path,))
+
+
+def parse_datasets(texts: Sequence[str]) -> list[Dataset]:
+    """Several, those of one name brought together.
+
+    Raises
+    ------
+    FileError
+        As :func:`parse_dataset`.
+    UsageError
+        If two folders would go by one name that nobody gave, two files of one data set have the
+        same name, or there is no volume at all.
+    """
+    found: dict[str, list[Path]] = {}
+    empty: dict[str, list[Path]] = {}
+    unnamed: dict[str, Path] = {}
+    for text in texts:
+        dataset = parse_dataset(text)
+        if "=" not in text:
+            folder = (*dataset.empty, *(path.parent for path in dataset.files))[0]
+            other = unnamed.setdefault(dataset.name, folder)
+            if other.resolve() != folder.resolve():
+                raise UsageError(
+                    f"{other} and {folder} would both be the data set {dataset.name!r}; give one "
+                    f"another name: NAME={folder}."
+                )
+        found.setdefault(dataset.name, []).extend(dataset.files)
+        empty.setdefault(dataset.name, []).extend(dataset.empty)
+    if not any(found.values()):
+        folders = [str(path) for paths in empty.values() for path in paths]
+        where = "this folder" if len(folders) == 1 else "these folders"
+        raise UsageError(f"{', '.join(folders)}: there is no volume in {where}.")
+    for name, files in found.items():
+        known: dict[str, Path] = {}
+        for path in files:
+            if path.name in known:
+                raise UsageError(
+                    f"{known[path.name]} and {path} are both {path.name} of the data set {name!r}; "
+                    "rows could not tell them apart, so give one another data set: NAME=FILE."
+                )
+            known[path.name] = path
+    return [Dataset(name, tuple(files), tuple(empty[name])) for name, files in found.items()]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An HR volume ready to be measured.
+
+    Parameters
+    ----------
+    dataset : str
+    path : path
+    sha256 : str
+        Of the file.
+    volume : Volume
+        float32, cut.
+    mask : (z, y, x) array
+        Of the cut volume: where metrics "inside the mask" look.
+    mask_source : str
+        ``auto``, or ``sha256:…`` of a mask's file.
+    whole : Grid
+        Before it was cut, and the part that is left.
+    box : Box
+    """
+
+    dataset: str
+    path: Path
+    sha256: str
+    volume: Volume
+    mask: Mask
+    mask_source: str
+    whole: Grid
+    box: Box
+
+
+def prepare(
+    dataset: str, path: Path, *, masks: Path | None = None, crop: int | None = None
+) -> Prepared:
+    """Read a reference and its mask.
+
+    Parameters
+    ----------
+    dataset : str
+    path : path
+        Of an HR volume.
+    masks : path, optional
+        A folder with a mask for each volume, under the volume's own name; else the mask is
+        the volume's :func:`foreground`.
+    crop : int, optional
+        Cut to the mask's bounding box and this many voxels around it.
+
+    Raises
+    ------
+    UsageError, FileError
+        If the volume is not one that can be scored, or its mask is missing, empty or elsewhere.
+    """
+    volume = io.read(path)
+    if volume.data.ndim != 3:
+        raise UsageError(f"{path} has {volume.frames} frames; score each in a file of its own.")
+    if volume.data.dtype.kind not in "iuf":
+        raise UsageError(f"{path} holds {volume.data.dtype} and not real numbers.")
+    data = volume.data.astype(np.float32)
+    wrong = int(np.count_nonzero(~np.isfinite(data)))
+    if wrong:
+        raise UsageError(f"{path}: not finite in {counted(wrong, 'voxel')}; fill them first.")
+    if data.min() == data.max():
+        raise UsageError(f"{path}: every voxel is {data.flat[0]:g}; there is nothing to score.")
+    source = "auto"
+    if masks is None:
+        mask = foreground(data)
+    else:
+        mask, source = _read_mask(masks, path, volume.grid)
+    if not mask.any():
+        raise UsageError(f"{path}: its mask is empty.")
+    box = volume.grid.box
+    if crop is not None:
+        found = np.argwhere(mask)
+        low, high = found.min(axis=0).tolist(), (found.max(axis=0) + 1).tolist()
+        around = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+        box = around.grown(crop, volume.grid.shape)
+    cut = replace(volume, data=data).crop(box)
+    cut = replace(cut, data=np.ascontiguousarray(cut.data))
+    if cut.data.min() == cut.data.max():
+        raise UsageError(f"{path}: it is the same everywhere around its mask.")
+    return Prepared(
+        dataset,
+        path,
+        file_sha256(path),
+        cut,
+        np.ascontiguousarray(mask[box.slices]),
+        source,
+        volume.grid,
+        box,
+    )
+
+
+def foreground(data: npt.NDArray[np.float32]) -> Mask:
+    """Where a volume is not background.
+
+    Above 0 where that is at most half of it, as in skull-stripped brains; else above a tenth
+    of the range.
+    """
+    mask: Mask = data > 0
+    if mask.mean() > _BACKGROUND:
+        mask = Normalizer.fit(data).normalize(data) > _HEAD
+    return mask
+
+
+def _read_mask(folder: Path, path: Path, grid: Grid) -> tuple[Mask, str]:
+    candidates = [folder / path.name, *(folder / f"{io.stem(path)}{s}" for s in io.SUFFIXES)]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise FileError(f"{path}: its mask is missing, there is no {candidates[0]}.")
+    mask = io.read(found)
+    if mask.data.shape != grid.shape:
+        raise UsageError(
+            f"{found} has {_sizes(mask.data.shape)} voxels and {path.name} {_sizes(grid.shape)}: "
+            "bring the mask to its volume's grid."
+        )
+    moved = grid.departure(mask.grid.affine)
+    if moved > _SAME_PLACE:
+        raise UsageError(
+            f"{found} does not lie on {path.name}, its corners are up to {moved:.3g} voxels away: "
+            "bring the mask to its volume's grid."
+        )
+    return np.asarray(mask.data != 0), f"sha256:{file_sha256(found)[:16]}"
+
+
+def factors_of(
+    prepared: Prepared, scale: float | Sequence[float], *, keep_thick: bool = False
+) -> Triple:
+    """HR voxels per LR voxel along each axis, as they are measured.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    scale : float or three floats
+        As it is asked for, (z, y, x), at least 1.
+    keep_thick : bool
+        Whether axes whose voxels are more than twice as long as the finest are not measured
+        again: thick slices are no reference for thin ones.
+
+    Raises
+    ------
+    UsageError
+        If a scale is below 1, or leaves every axis as it is.
+    """
+    asked = as_triple(scale, "scale")
+    if min(asked) < 1:
+        raise UsageError(f"A scale is at least 1, not {scale!r}.")
+    z, y, x = asked
+    if keep_thick:
+        spacing = np.array(prepared.volume.spacing)
+        z, y, x = np.where(spacing > _THICK * spacing.min(), 1.0, asked).tolist()
+    grid = prepared.volume.grid
+    if grid.scaled([1 / k for k in (z, y, x)]).shape == grid.shape:
+        raise UsageError(f"{prepared.path}: scale {scale!r} leaves its voxels as they are.")
+    return z, y, x
+
+
+def make_case(
+    prepared: Prepared,
+    scale: float | Sequence[float],
+    scanner: ScannerModel,
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
+    keep_thick: bool = False,
+) -> Case:
+    """Measure a reference.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    scale : float or three floats
+        HR voxels per LR voxel, (z, y, x), at least 1.
+    scanner : ScannerModel
+    noise : float
+        Standard deviation of Gaussian noise, per cent of the reference's range.
+    seed : int
+        Of the noise.
+    keep_thick : bool
+        See :func:`factors_of`.
+
+    Raises
+    ------
+    UsageError
+        If a scale is below 1, or leaves every axis as it is.
+    """
+    factors = factors_of(prepared, scale, keep_thick=keep_thick)
+    volume = prepared.volume
+    low = scanner.measure(volume, volume.grid.scaled([1 / k for k in factors]))
+    if noise:
+        sigma = noise / 100 * (float(volume.data.max()) - float(volume.data.min()))
+        drawn = np.random.default_rng(seed).standard_normal(low.data.shape, dtype=np.float32)
+        low = replace(low, data=low.data + np.float32(sigma) * drawn)
+    low = replace(low, name=prepared.path.name)
+    return Case(
+        low, volume.grid, factors, scanner, prepared.path.name, prepared.whole, prepared.box
+    )
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, reversed(shape)))

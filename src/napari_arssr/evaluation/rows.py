@@ -1,0 +1,311 @@
+"""The rows of a comparison: one for each volume, scale and method, kept in a CSV or Parquet file.
+
+A file is read, changed and written whole under a lock, and renamed into its place: it is never
+half a file, a row never stands in it twice, and two runs may add to one file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io as text_io
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from napari_arssr.errors import FileError, UsageError
+
+__all__ = [
+    "KEY",
+    "METRICS",
+    "REFERENCE",
+    "Row",
+    "Skipped",
+    "add_row",
+    "counted",
+    "merged",
+    "read_rows",
+    "write_skipped",
+]
+
+NAN = float("nan")
+
+REFERENCE = "reference"
+"""The method under which what is known of the references themselves stands."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result.
+
+    What makes a row one of its kind comes first (:data:`KEY`); intensities are in the units of
+    the volume, PSNR and consistency in dB, ``seconds`` those of making the result, ``memory_mb``
+    the largest resident size of the process meanwhile.
+    """
+
+    dataset: str = ""
+    volume: str = ""
+    volume_sha256: str = ""
+    scale: str = ""
+    scanner: str = ""
+    noise_percent: float = 0.0
+    seed: int = 0
+    crop: str = ""
+    mask: str = ""
+    method: str = ""
+    weights_sha256: str = ""
+    precision_asked: str = ""
+    true_scale: str = ""
+    network: str = ""
+    parameters: int = 0
+    psnr: float = NAN
+    ssim: float = NAN
+    psnr_mask: float = NAN
+    ssim_mask: float = NAN
+    lpips: float = NAN
+    psi: float = NAN
+    lpc_si: float = NAN
+    consistency: float = NAN
+    dice: float = NAN
+    dice_csf: float = NAN
+    dice_gm: float = NAN
+    dice_wm: float = NAN
+    dice_deep_gm: float = NAN
+    dice_brain_stem: float = NAN
+    dice_cerebellum: float = NAN
+    lpips_left_out: int = 0
+    psi_left_out: int = 0
+    lpc_si_left_out: int = 0
+    metrics: str = ""
+    seconds: float = NAN
+    memory_mb: float = NAN
+    device: str = ""
+    precision: str = ""
+    cores: int = 0
+    versions: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a row one of its kind."""
+        return tuple(_to_text(getattr(self, name)) for name in KEY)
+
+    @property
+    def attempted(self) -> set[str]:
+        """Metrics that were worked out, or found not to exist for this volume."""
+        return set(self.metrics.split())
+
+
+KEY = tuple(item.name for item in fields(Row))[:12]
+"""The columns of which no two rows have all the same."""
+
+METRICS = ("psnr", "ssim", "lpips", "psi", "lpc-si", "consistency", "dice")
+"""What ``--metrics`` takes."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What could not be scored, and why."""
+
+    dataset: str
+    volume: str
+    scale: str
+    method: str
+    reason: str
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; none if there is no file.
+
+    Raises
+    ------
+    FileError
+        If it is not a file of rows.
+    UsageError
+        If it is Parquet and pyarrow is not installed.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = _read_parquet(path) if _is_parquet(path) else _read_csv(path)
+        known = {item.name: item.type for item in fields(Row)}
+        return [
+            Row(**{name: _from_text(line[name], str(kind)) for name, kind in known.items()})
+            for line in lines
+        ]
+    except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise FileError(
+            f"{path}: this is not a file of rows that 'napari-arssr evaluate' wrote ({error}); "
+            "name another, or move it away."
+        ) from None
+
+
+def add_row(path: Path, row: Row) -> None:
+    """Put a row in a file; one with the same key is replaced.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be written.
+    """
+    with _locked(path):
+        rows = read_rows(path)
+        keys = [other.key for other in rows]
+        if row.key in keys:
+            rows[keys.index(row.key)] = row
+        else:
+            rows.append(row)
+        _write(path, rows)
+
+
+def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Write what was skipped in a run, as CSV; an empty list leaves only the heading."""
+    text = text_io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([item.name for item in fields(Skipped)])
+    writer.writerows(astuple(one) for one in skipped)
+    _write_whole(path, text.getvalue().encode())
+
+
+def merged(row: Row, values: dict[str, Any]) -> Row:
+    """A row with further columns; ``metrics`` are names that are added to those attempted."""
+    values = dict(values)
+    attempted = row.attempted | set(values.pop("metrics", ()))
+    metrics = " ".join(name for name in METRICS if name in attempted)
+    return replace(row, **values, metrics=metrics)
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    names = [item.name for item in fields(Row)]
+    if _is_parquet(path):
+        _write_whole(path, _parquet_bytes(names, rows))
+        return
+    text = text_io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_to_text(value) for value in astuple(row)])
+    _write_whole(path, text.getvalue().encode())
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        return f"{value:.10g}"
+    return str(value)
+
+
+def _from_text(value: Any, kind: str) -> Any:
+    if kind == "str":
+        return "" if value is None else str(value)
+    if value in ("", None):
+        return NAN if kind == "float" else 0
+    return float(value) if kind == "float" else int(value)
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened, strict=True))
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _pyarrow(path).parquet.read_table(path).to_pylist()
+    return found
+
+
+def _parquet_bytes(names: Sequence[str], rows: Sequence[Row]) -> bytes:
+    arrow = _pyarrow(Path())
+    columns = {
+        name: [None if _is_nan(value) else value for value in values]
+        for name, values in zip(names, zip(*map(astuple, rows), strict=True), strict=True)
+    }
+    kinds = {"str": arrow.string(), "float": arrow.float64(), "int": arrow.int64()}
+    schema = arrow.schema([(item.name, kinds[str(item.type)]) for item in fields(Row)])
+    buffer = text_io.BytesIO()
+    arrow.parquet.write_table(arrow.table(columns, schema=schema), buffer)
+    return buffer.getvalue()
+
+
+def _pyarrow(path: Path) -> Any:
+    from importlib import import_module
+
+    try:
+        arrow = import_module("pyarrow")
+        import_module("pyarrow.parquet")
+    except ImportError:
+        raise UsageError(
+            f"{path}: Parquet files need pyarrow, which is not installed: pip install pyarrow, or "
+            "name a file that ends in .csv."
+        ) from None
+    return arrow
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        partial = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(content)
+            partial.chmod(0o644)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written ({error.strerror}); try elsewhere.") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process changes the file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("a+b")
+    except OSError as error:
+        raise FileError(f"{path} cannot be written ({error.strerror}); try elsewhere.") from None
+    with lock:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            import msvcrt
+
+            _lock_on_windows(msvcrt, lock.fileno())
+            try:
+                yield
+            finally:
+                lock.seek(0)
+                msvcrt.locking(lock.fileno(), msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined]
+            return
+        with suppress(OSError):  # a file system without locks: one run at a time, then
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_on_windows(msvcrt: Any, descriptor: int) -> None:
+    while True:
+        try:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+        except OSError:  # it gives up after ten seconds
+            continue
+        return

@@ -1,0 +1,411 @@
+"""Run a comparison: every volume, scale and method that has no row yet."""
+
+from __future__ import annotations
+
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
+from napari_arssr.evaluation import pictures, segmentation
+from napari_arssr.evaluation.methods import Case, Machine, Method, named_apart, scale_text
+from napari_arssr.evaluation.protocol import (
+    Dataset,
+    Prepared,
+    factors_of,
+    make_case,
+    prepare,
+    scanner_text,
+)
+from napari_arssr.evaluation.rows import (
+    METRICS,
+    REFERENCE,
+    Row,
+    Skipped,
+    add_row,
+    merged,
+    read_rows,
+    write_skipped,
+)
+from napari_arssr.evaluation.scoring import SHARPNESS, Reference, Tools, score, sharpness
+from napari_arssr.evaluation.slices import cores
+from napari_arssr.volume import Triple, as_triple
+
+__all__ = ["Outcome", "Settings", "available_metrics", "evaluate", "versions"]
+
+SKIPPED = "skipped.csv"
+"""Beside the rows: what could not be scored in the last run, and why."""
+
+_DEFAULT_SCALES = (2.0, 2.5, 3.0, 3.5, 4.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A comparison.
+
+    Parameters
+    ----------
+    data : sequence of Dataset
+    methods : sequence of Method
+    rows : path
+        ``.csv`` or ``.parquet``.
+    scales : sequence of float or three floats
+        (z, y, x).
+    scanner : ScannerModel
+    noise : sequence of float
+        Per cent of the reference's range.
+    seed : int
+        Of the noise.
+    keep_thick : bool
+        See :func:`~napari_arssr.evaluation.protocol.make_case`.
+    crop : int or None
+    masks : path or None
+        See :func:`~napari_arssr.evaluation.protocol.prepare`.
+    metrics : sequence of str
+    machine : Machine
+    pictures : path or None
+        Folder for the slices that the report shows.
+    pictured : int
+        Volumes of each data set that are shown.
+    """
+
+    data: Sequence[Dataset]
+    methods: Sequence[Method]
+    rows: Path
+    scales: Sequence[float | Sequence[float]] = _DEFAULT_SCALES
+    scanner: ScannerModel = field(default_factory=ScannerModel)
+    noise: Sequence[float] = (0.0,)
+    seed: int = 0
+    keep_thick: bool = False
+    crop: int | None = None
+    masks: Path | None = None
+    metrics: Sequence[str] = METRICS
+    machine: Machine = field(default_factory=Machine)
+    pictures: Path | None = None
+    pictured: int = 1
+
+
+@dataclass
+class Outcome:
+    """What a run did: rows made, rows that were there, and what was skipped."""
+
+    made: int = 0
+    kept: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def versions() -> str:
+    """Of what decides the numbers, as text for rows."""
+    found = {"python": platform.python_version()}
+    for name in ("napari-arssr", "torch", "numpy", "scipy", "scikit-image", "antspyx"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return " ".join(f"{name}={number}" for name, number in found.items())
+
+
+def available_metrics(names: Sequence[str], tools: Tools) -> tuple[str, ...]:
+    """Those of the metrics that can be worked out here.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise UsageError(f"There is no metric {unknown[0]!r}: choose from {', '.join(METRICS)}.")
+    missing = set()
+    if tools.lpips is None:
+        missing.add("lpips")
+    if "dice" in names and segmentation.why_not():
+        missing.add("dice")
+    return tuple(name for name in METRICS if name in names and name not in missing)
+
+
+def evaluate(
+    settings: Settings,
+    tools: Tools,
+    *,
+    report: Callable[[Row], None] = lambda _row: None,
+    warn: Callable[[Skipped], None] = lambda _skipped: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Score every volume at every scale by every method.
+
+    A row that is there with all metrics is kept; one without some gets them. Each new row is
+    written at once, so that a run that is broken off goes on where it was.
+
+    Parameters
+    ----------
+    settings : Settings
+    tools : Tools
+    report, warn : callable
+        Told each new row, and each case that is skipped.
+    stop : callable
+        Asked again and again; True ends the run.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    UsageError
+        If two methods have one name, or something asked for cannot be meant.
+    FileError
+        If the rows cannot be read or written.
+    Cancelled
+    """
+    named_apart(settings.methods)
+    run = _Run(settings, tools, available_metrics(settings.metrics, tools), report, warn, stop)
+    read_rows(settings.rows)  # before any work
+    try:
+        for dataset in settings.data:
+            for path in dataset.empty:
+                run.skip(Skipped(dataset.name, "", "", "", f"{path}: it holds no volume"))
+            for number, path in enumerate(dataset.files):
+                run.volume(dataset.name, path, pictured=number < settings.pictured)
+    finally:
+        write_skipped(settings.rows.with_name(SKIPPED), run.outcome.skipped)
+    return run.outcome
+
+
+@dataclass
+class _Run:
+    settings: Settings
+    tools: Tools
+    metrics: tuple[str, ...]
+    report: Callable[[Row], None]
+    warn: Callable[[Skipped], None]
+    stop: Callable[[], bool]
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def volume(self, dataset: str, path: Path, *, pictured: bool) -> None:
+        """All cases of one volume."""
+        self._check()
+        settings = self.settings
+        try:
+            prepared = prepare(dataset, path, masks=settings.masks, crop=settings.crop)
+        except (ArssrError, MemoryError) as error:
+            self.skip(Skipped(dataset, path.name, "", "", _reason(error)))
+            return
+        reference = Reference(prepared)
+        folder = None
+        if pictured and settings.pictures is not None:
+            folder = pictures.folder_of(settings.pictures, dataset, path)
+            pictures.save_reference(folder, prepared)
+        self._reference_row(reference)
+        for scale in settings.scales:
+            for noise in settings.noise:
+                self._measurement(reference, as_triple(scale, "scale"), noise, folder)
+
+    def _reference_row(self, reference: Reference) -> None:
+        """The sharpness of the reference itself."""
+        names = [name for name in SHARPNESS if name in self.metrics]
+        row = replace(self._blank(reference.prepared), method=REFERENCE, network=REFERENCE)
+        found = self._known().get(row.key, row)
+        if not names or set(names) <= found.attempted:
+            return
+        values, problems = sharpness(reference, names)
+        for problem in problems:
+            prepared = reference.prepared
+            self.skip(Skipped(prepared.dataset, prepared.path.name, "", REFERENCE, problem))
+        self._add(merged(found, values | {"metrics": names}))
+
+    def _measurement(
+        self, reference: Reference, scale: Triple, noise: float, folder: Path | None
+    ) -> None:
+        """All methods on one LR volume, which is made if any of them has work to do."""
+        settings, prepared = self.settings, reference.prepared
+        jobs: list[tuple[Method, Row]] = []
+        try:
+            factors = factors_of(prepared, scale, keep_thick=settings.keep_thick)
+        except ArssrError as error:
+            self.skip(
+                Skipped(prepared.dataset, prepared.path.name, scale_text(scale), "", _reason(error))
+            )
+            return
+        text = scale_text(factors)
+        known = self._known()
+        for method in settings.methods:
+            row = replace(
+                self._blank(prepared),
+                scale=text,
+                scanner=scanner_text(settings.scanner),
+                noise_percent=noise,
+                seed=settings.seed if noise else 0,
+                method=method.name,
+            )
+            try:
+                row = replace(row, weights_sha256=method.digest(prepared.path.name, factors))
+            except (ArssrError, MemoryError) as error:
+                self.skip(
+                    Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
+                )
+                continue
+            if row.weights_sha256:
+                row = replace(row, precision_asked=settings.machine.precision)
+            found = known.get(row.key)
+            shown = folder is None or pictures.has(folder, text, noise, method.name)
+            if found is not None and set(self.metrics) <= found.attempted and shown:
+                self.outcome.kept += 1
+                continue
+            jobs.append((method, found or row))
+        if not jobs:
+            return
+        self._check()
+        try:
+            case = make_case(prepared, factors, settings.scanner, noise=noise, seed=settings.seed)
+        except (ArssrError, MemoryError) as error:
+            for method, _row in jobs:
+                self.skip(
+                    Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
+                )
+            return
+        if folder is not None:
+            pictures.save_input(folder, text, noise, case)
+        for method, row in jobs:
+            self._one(reference, case, method, row, folder)
+
+    def _one(
+        self, reference: Reference, case: Case, method: Method, row: Row, folder: Path | None
+    ) -> None:
+        self._check()
+        prepared = reference.prepared
+        try:
+            method.ready(case.factors)
+            with _peak_memory() as memory:
+                started = time.perf_counter()
+                result, device, precision = method.run(case, self.settings.machine, self.stop)
+                seconds = time.perf_counter() - started
+                used = memory(device)
+            names = [name for name in self.metrics if name not in row.attempted]
+            values, problems = score(names, reference, result, case, self.tools)
+        except Cancelled:
+            raise
+        except (ArssrError, MemoryError, RuntimeError) as error:
+            reason = _reason(error)
+            self.skip(Skipped(prepared.dataset, prepared.path.name, row.scale, method.name, reason))
+            return
+        for problem in problems:
+            self.skip(
+                Skipped(prepared.dataset, prepared.path.name, row.scale, method.name, problem)
+            )
+        if folder is not None:
+            pictures.save_result(folder, row.scale, row.noise_percent, method.name, result)
+        if not np.isfinite(row.seconds):  # further metrics of an old row leave its time alone
+            true = [
+                high / low for high, low in zip(case.grid.shape, case.low.grid.shape, strict=True)
+            ]
+            row = replace(
+                row,
+                true_scale="x".join(f"{k:.5g}" for k in reversed(true)),
+                network=method.network,
+                parameters=method.parameters,
+                seconds=round(seconds, 3),
+                memory_mb=round(used / 1e6, 1),
+                device=device,
+                precision=precision,
+            )
+        self._add(merged(row, values))
+
+    def _blank(self, prepared: Prepared) -> Row:
+        return Row(
+            dataset=prepared.dataset,
+            volume=prepared.path.name,
+            volume_sha256=prepared.sha256,
+            crop="" if self.settings.crop is None else str(self.settings.crop),
+            mask=prepared.mask_source,
+            cores=cores(),
+            versions=versions(),
+        )
+
+    def _known(self) -> dict[tuple[str, ...], Row]:
+        """The rows there are by now: another run may have added some."""
+        return {row.key: row for row in read_rows(self.settings.rows)}
+
+    def _add(self, row: Row) -> None:
+        add_row(self.settings.rows, row)
+        self.outcome.made += 1
+        self.report(row)
+
+    def skip(self, skipped: Skipped) -> None:
+        """Name and count a case that cannot be scored."""
+        self.outcome.skipped.append(skipped)
+        self.warn(skipped)
+
+    def _check(self) -> None:
+        if self.stop():
+            raise Cancelled
+
+
+def _reason(error: BaseException) -> str:
+    """One sentence; errors that are not ours are out of memory or a fault of a network."""
+    if isinstance(error, ArssrError):
+        return str(error)
+    from napari_arssr.devices import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return str(OutOfMemory("There is not enough memory; close other programs or use --crop."))
+    raise error
+
+
+@contextmanager
+def _peak_memory() -> Iterator[Callable[[str], int]]:
+    """The largest resident size of this process inside, in bytes; on a GPU that of its tensors."""
+    import psutil
+    from torch import cuda
+
+    process, ended = psutil.Process(), threading.Event()
+    peak = process.memory_info().rss
+    for number in range(cuda.device_count() if cuda.is_initialized() else 0):
+        cuda.reset_peak_memory_stats(number)
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.02):
+            peak = max(peak, process.memory_info().rss)
+
+    def used(device: str) -> int:
+        if device.startswith("cuda"):
+            return int(cuda.max_memory_allocated(device))
+        return max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield used
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def settings_text(settings: Settings) -> str:
+    """What a run was asked for, as JSON, for people; nothing in it says where files were."""
+    return json.dumps(
+        {
+            "data": {dataset.name: [f.name for f in dataset.files] for dataset in settings.data},
+            "methods": [method.name for method in settings.methods],
+            "scales (z, y, x)": [list(as_triple(scale)) for scale in settings.scales],
+            "scanner": scanner_text(settings.scanner),
+            "noise, per cent": list(settings.noise),
+            "seed": settings.seed,
+            "crop, voxels around the mask": settings.crop,
+            "masks": "auto" if settings.masks is None else "given",
+            "metrics": list(settings.metrics),
+            "versions": versions(),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )

@@ -1,0 +1,194 @@
+"""Dice of automatic segmentations: whether a result leads to the same tissues as its reference.
+
+Both are segmented by ANTs' Atropos (Avants et al., Neuroinformatics 9, 2011) and the labels are
+compared by Dice's coefficient. Without priors there are three tissues, told apart by intensity
+alone; with six prior probability maps there are six regions, the priors' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr import io
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.volume import Volume
+
+__all__ = ["REGIONS", "TISSUES", "Priors", "dice", "segment", "why_not"]
+
+TISSUES = ("csf", "gm", "wm")
+"""Without priors: classes from the darkest to the brightest, as in a T1-weighted brain."""
+
+REGIONS = (*TISSUES, "deep_gm", "brain_stem", "cerebellum")
+"""With priors: the order of their files."""
+
+_TEMPLATE = "template"
+_PRIOR_WEIGHT = 0.25
+
+
+def why_not() -> str:
+    """Why there is no Dice here, in one sentence; empty where ANTs is installed."""
+    try:
+        _ants()
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Six prior probability maps, and the template they lie on if they need be registered.
+
+    Parameters
+    ----------
+    maps : six Volumes
+        In the order of :data:`REGIONS`.
+    template : Volume or None
+        An image in the maps' space, which is registered to each reference (affine, then SyN);
+        results are segmented with the maps of their reference. Without one the maps must lie on
+        the references as they are.
+    """
+
+    maps: tuple[Volume, ...]
+    template: Volume | None = None
+    _warped: dict[str, list[Any]] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Priors:
+        """From a folder: six files in the order of their names, and perhaps ``template.nii.gz``.
+
+        Raises
+        ------
+        FileError
+            If there are not six.
+        """
+        files = io.volumes_in(folder)
+        template = [path for path in files if io.stem(path) == _TEMPLATE]
+        maps = [path for path in files if path not in template]
+        if len(maps) != len(REGIONS):
+            raise FileError(
+                f"{folder}: {len(maps)} prior maps are there where {len(REGIONS)} are needed, "
+                f"for {', '.join(REGIONS)}, in the order of their names."
+            )
+        return cls(tuple(map(io.read, maps)), io.read(template[0]) if template else None)
+
+
+def segment(
+    volume: Volume, mask: npt.NDArray[np.bool_], priors: Priors | None = None
+) -> npt.NDArray[np.uint8]:
+    """Labels 1, 2, … of the tissues inside a mask, 0 outside.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D.
+    mask : (z, y, x) array
+    priors : Priors, optional
+
+    Returns
+    -------
+    (z, y, x) uint8 array
+        1 to 3 as :data:`TISSUES`, or 1 to 6 as :data:`REGIONS`.
+
+    Raises
+    ------
+    UsageError
+        If ANTs is not installed or fails, or priors do not lie on the volume.
+    """
+    ants = _ants()
+
+    image = _to_ants(volume, np.nan_to_num(volume.data))
+    inside = _to_ants(volume, mask.astype(np.float32))
+    weight: dict[str, float] = {}
+    start: Any = f"kmeans[{len(TISSUES)}]"
+    if priors is not None:
+        start, weight = _priors_on(volume, image, priors), {"priorweight": _PRIOR_WEIGHT}
+    try:
+        found = ants.atropos(a=image, x=inside, i=start, m="[0.2,1x1x1]", **weight)
+    except Exception as error:  # ANTs raises nothing more special
+        raise UsageError(
+            f"{volume.name}: ANTs could not segment it ({error}); see that its mask holds tissue "
+            "and that its axes are at right angles."
+        ) from None
+    labels = np.asarray(found["segmentation"].numpy()).T
+    return np.asarray(np.rint(labels), dtype=np.uint8)
+
+
+def dice(
+    one: npt.NDArray[np.integer[Any]], other: npt.NDArray[np.integer[Any]], count: int
+) -> list[float]:
+    """Dice's coefficient 2 |A ∩ B| / (|A| + |B|) of the labels 1 to ``count``.
+
+    Returns
+    -------
+    list of float
+        NaN for a label that neither has.
+    """
+    if one.shape != other.shape:
+        raise UsageError(f"Labels of {one.shape} and {other.shape} voxels cannot be compared.")
+    result = []
+    for label in range(1, count + 1):
+        a, b = one == label, other == label
+        total = int(a.sum()) + int(b.sum())
+        result.append(2 * int((a & b).sum()) / total if total else float("nan"))
+    return result
+
+
+def _ants() -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module("ants")
+    except ImportError as error:
+        raise UsageError(
+            f"dice is not available: ANTs cannot be imported ({error}); pip install "
+            "'napari-arssr[segmentation]', or leave dice out of --metrics."
+        ) from None
+
+
+def _to_ants(volume: Volume, data: npt.NDArray[Any]) -> Any:
+    """An ANTs image: axes i, j, k, and LPS millimetres."""
+    ants = _ants()
+
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.grid.affine
+    spacing = volume.spacing[::-1]
+    return ants.from_numpy(
+        np.ascontiguousarray(data.astype(np.float32).T),
+        origin=affine[:3, 3].tolist(),
+        spacing=list(spacing),
+        direction=affine[:3, :3] / spacing,
+    )
+
+
+def _priors_on(volume: Volume, image: Any, priors: Priors) -> list[Any]:
+    """The six maps on a volume's grid; a registration is done once for each grid and name."""
+    ants = _ants()
+
+    if priors.template is None:
+        for prior in priors.maps:
+            if prior.grid.shape != volume.grid.shape or (
+                volume.grid.departure(prior.grid.affine) > 0.5
+            ):
+                raise UsageError(
+                    f"{prior.name}: this prior does not lie on {volume.name}; resample it, or put "
+                    f"the template it belongs to beside it as {_TEMPLATE}.nii.gz."
+                )
+        return [_to_ants(volume, prior.data) for prior in priors.maps]
+    key = f"{volume.name} {volume.grid.shape} {volume.grid.affine.tolist()}"
+    if key not in priors._warped:
+        moving = _to_ants(priors.template, priors.template.data)
+        found = ants.registration(fixed=image, moving=moving, type_of_transform="SyN")
+        priors._warped.clear()  # one volume after the other
+        priors._warped[key] = [
+            ants.apply_transforms(
+                fixed=image,
+                moving=_to_ants(prior, prior.data),
+                transformlist=found["fwdtransforms"],
+            )
+            for prior in priors.maps
+        ]
+    return priors._warped[key]

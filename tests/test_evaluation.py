@@ -1,0 +1,797 @@
+import csv
+import json
+import math
+import re
+import shlex
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from napari_arssr import io
+from napari_arssr.cli import _parser, main
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.errors import Cancelled, FileError, UsageError
+from napari_arssr.evaluation import psnr, ssim
+from napari_arssr.evaluation.methods import Machine, file_sha256, parse
+from napari_arssr.evaluation.protocol import (
+    make_case,
+    parse_dataset,
+    parse_datasets,
+    parse_scanner,
+    prepare,
+    scanner_text,
+)
+from napari_arssr.evaluation.rows import REFERENCE, Row, add_row, read_rows
+from napari_arssr.evaluation.running import Settings, evaluate
+from napari_arssr.evaluation.scoring import Tools
+from napari_arssr.field import CubicField
+from napari_arssr.models import (
+    ArSSR,
+    BaselineCard,
+    BaselineConfig,
+    Card,
+    ModelConfig,
+    build,
+    save,
+)
+from napari_arssr.volume import Grid, Volume
+
+AFFINE = np.array([[-1.0, 0, 0, 20], [0, 1.2, 0, -10], [0, 0, 1.5, 3], [0, 0, 0, 1]])
+TINY = ModelConfig(feature_dim=4, features=4, growth=4, blocks=1, layers=1, decoder_width=8)
+QUICK = ("psnr", "ssim", "consistency")
+
+
+def brain(seed=0, shape=(24, 26, 28)):
+    """A ball of smooth texture in nothing."""
+    random = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.5)
+    z, y, x = (np.arange(n) - (n - 1) / 2 for n in shape)
+    ball = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2 < (min(shape) / 2 - 2) ** 2
+    texture = 200 + 800 * (random - random.min()) / np.ptp(random)
+    return Volume(np.where(ball, texture, 0).astype(np.float32), AFFINE)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    data = tmp_path / "set"
+    data.mkdir()
+    for number in (1, 2):
+        io.write(data / f"sub-{number}.nii.gz", brain(number))
+    return data
+
+
+def settings_for(folder, out, **changes):
+    values = {
+        "data": [parse_dataset(str(folder))],
+        "methods": [parse("cubic"), parse("back-projection:3")],
+        "rows": out / "rows.csv",
+        "scales": [2.0, (1.0, 1.0, 2.5)],
+        "metrics": QUICK,
+    }
+    return Settings(**values | changes)
+
+
+def run(settings, **options):
+    return evaluate(settings, Tools(), **options)
+
+
+def command(folder, out, *words, scales=("2",), metrics="psnr,ssim"):
+    data = [str(folder)] if folder else []
+    words = ["--out", out, "--scales", *scales, "--metrics", metrics, *words]
+    return main(["evaluate", *data, *map(str, words)])
+
+
+# ------------------------------------------------------------------------------- numbers
+
+
+def test_a_row_holds_what_the_metrics_say(folder, tmp_path):
+    settings = settings_for(folder, tmp_path / "out")
+    outcome = run(settings)
+    rows = read_rows(settings.rows)
+    assert (outcome.made, outcome.kept, outcome.skipped) == (8, 0, [])
+    assert len(rows) == 8
+    high = io.read(folder / "sub-2.nii.gz")
+    low = ScannerModel("gaussian").measure(high, high.grid.scaled((1, 1, 1 / 2.5)))
+    result = CubicField(low).sample(high.grid)
+    (row,) = [
+        r for r in rows if (r.volume, r.scale, r.method) == ("sub-2.nii.gz", "2.5x1x1", "cubic")
+    ]
+    mask = high.data > 0
+    assert row.psnr == pytest.approx(psnr(high.data, result.data), abs=1e-6)
+    assert row.psnr_mask == pytest.approx(psnr(high.data, result.data, mask=mask), abs=1e-6)
+    assert row.ssim == pytest.approx(ssim(high.data, result.data), abs=1e-6)
+    assert row.ssim_mask == pytest.approx(ssim(high.data, result.data, mask=mask), abs=1e-6)
+    # i, j, k: 28 voxels became round(28 / 2.5) = 11.
+    assert row.true_scale == "2.5455x1x1"
+    assert row.volume_sha256 == file_sha256(folder / "sub-2.nii.gz")
+    assert (row.dataset, row.scanner, row.device) == ("set", "gaussian:1", "cpu")
+    assert "torch=" in row.versions
+    assert row.seconds > 0
+    assert row.memory_mb > 50
+
+
+def test_sharpness_is_of_the_slices_in_which_the_reference_has_some(folder, tmp_path):
+    settings = settings_for(folder, tmp_path, metrics=("lpc-si",), scales=[2.0])
+    run(settings)
+    rows = read_rows(settings.rows)
+    own = {row.volume: row for row in rows if row.method == REFERENCE}
+    results = [row for row in rows if row.method != REFERENCE]
+    assert len(own) == 2
+    assert len(results) == 4
+    for row in results:
+        assert 0 < row.lpc_si <= 1
+        assert row.lpc_si_left_out == own[row.volume].lpc_si_left_out > 0
+    by = {(row.volume, row.method): row.lpc_si for row in results}
+    assert by["sub-1.nii.gz", "cubic"] < by["sub-1.nii.gz", "back-projection:3"]
+
+
+def test_lpips_is_in_the_rows_where_its_weights_are(folder, tmp_path):
+    from test_metrics_slices import random_state
+
+    features, heads = random_state()
+    torch.save(features | heads, tmp_path / "lpips.pth")
+    big = tmp_path / "big"
+    big.mkdir()
+    io.write(big / "a.nii.gz", brain(0, (34, 36, 38)))
+    words = ("--methods", "cubic", "--lpips-weights", tmp_path / "lpips.pth")
+    assert command(big, tmp_path / "out", *words, metrics="psnr,lpips") == 0
+    (row,) = read_rows(tmp_path / "out" / "rows.csv")
+    assert row.lpips > 0
+    assert row.lpips_left_out > 0
+    assert row.attempted == {"psnr", "lpips"}
+
+
+def test_without_its_weights_lpips_is_not_available_and_all_else_is_done(
+    folder, tmp_path, monkeypatch, capsys
+):
+    from napari_arssr.evaluation import lpips
+
+    nowhere = tuple(replace(f, address="http://127.0.0.1:9/x") for f in lpips.FILES)
+    monkeypatch.setattr(lpips.fetch, "__defaults__", (None, nowhere))
+    monkeypatch.setenv("NAPARI_ARSSR_CACHE", str(tmp_path / "cache"))
+    assert command(folder, tmp_path / "out", "--methods", "cubic", metrics="psnr,lpips") == 0
+    assert "LPIPS is not available" in capsys.readouterr().err
+    rows = read_rows(tmp_path / "out" / "rows.csv")
+    assert all(math.isnan(row.lpips) and row.psnr > 0 for row in rows)
+    assert rows[0].attempted == {"psnr"}
+
+
+# ------------------------------------------------------------------------------ protocol
+
+
+def test_cubic_corner_is_the_published_zoom(folder):
+    prepared = prepare("set", folder / "sub-1.nii.gz")
+    case = make_case(prepared, 2.0, parse_scanner("cubic-corner"))
+    expected = ndimage.zoom(prepared.volume.data, 0.5, order=3)
+    assert np.abs(case.low.data - expected).max() < 0.02
+    # and is taken for what it is not: the span of the outer faces
+    assert case.low.grid == prepared.volume.grid.scaled(0.5)
+    aligned = make_case(prepared, 2.0, parse_scanner("cubic"))
+    assert np.abs(aligned.low.data - expected).max() > 20
+
+
+def test_the_misaligned_protocol_costs_cubic_interpolation(folder, tmp_path):
+    scores = {}
+    for scanner in ("cubic", "cubic-corner"):
+        settings = settings_for(
+            folder, tmp_path, scanner=parse_scanner(scanner), scales=[2.0], metrics=("psnr",)
+        )
+        run(settings)
+        scores[scanner] = [
+            row.psnr
+            for row in read_rows(settings.rows)
+            if row.scanner == scanner and row.method == "cubic"
+        ]
+    assert len(scores["cubic"]) == len(scores["cubic-corner"]) == 2
+    assert min(np.subtract(scores["cubic"], scores["cubic-corner"])) > 0.5
+
+
+@pytest.mark.parametrize("text", ["gaussian:1", "slice-profile:1.2", "kspace:1", "cubic"])
+def test_scanner_models_are_stated_as_they_are_asked_for(text):
+    assert scanner_text(parse_scanner(text)) == text
+    assert parse_scanner("gaussian") == ScannerModel("gaussian")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("laser", "no scanner model"), ("gaussian:x", "'x' is not the width")]
+)
+def test_an_unknown_scanner_model_is_said(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_scanner(text)
+
+
+def test_sizes_that_do_not_divide_keep_the_span(folder):
+    prepared = prepare("set", folder / "sub-1.nii.gz")
+    case = make_case(prepared, 2.5, ScannerModel("gaussian"))
+    assert case.low.grid.shape == (10, 10, 11)  # 24, 26, 28 over 2.5, half up
+    assert case.low.grid.extent == pytest.approx(prepared.volume.grid.extent)
+
+
+def test_noise_is_the_same_for_every_method_and_of_the_stated_size(folder):
+    prepared = prepare("set", folder / "sub-1.nii.gz")
+    clean = make_case(prepared, 2.0, ScannerModel("gaussian")).low.data
+    noisy = make_case(prepared, 2.0, ScannerModel("gaussian"), noise=5, seed=3).low.data
+    again = make_case(prepared, 2.0, ScannerModel("gaussian"), noise=5, seed=3).low.data
+    assert (noisy == again).all()
+    sigma = 0.05 * np.ptp(prepared.volume.data)
+    assert (noisy - clean).std() == pytest.approx(sigma, rel=0.05)
+
+
+def test_thick_slices_are_not_measured_again_where_that_is_asked(tmp_path):
+    thick = Volume(brain().data, np.diag([1.0, 1.0, 4.0, 1.0]))
+    io.write(tmp_path / "a.nii", thick)
+    prepared = prepare("set", tmp_path / "a.nii")
+    case = make_case(prepared, 2.0, ScannerModel("gaussian"), keep_thick=True)
+    assert case.factors == (1.0, 2.0, 2.0)
+    assert case.low.grid.shape == (24, 13, 14)
+
+
+def test_scales_of_thick_slices_are_rows_of_their_own(tmp_path):
+    io.write(tmp_path / "a.nii", Volume(brain().data, np.diag([1.0, 1.0, 4.0, 1.0])))
+    settings = settings_for(
+        tmp_path / "a.nii", tmp_path, scales=[2.0], metrics=("psnr",), methods=[parse("cubic")]
+    )
+    assert run(settings).made == 1
+    assert run(replace(settings, keep_thick=True)).made == 1
+    assert [row.scale for row in read_rows(settings.rows)] == ["2", "2x2x1"]  # i, j, k
+
+
+def test_data_sets_of_one_name_are_brought_together_or_told_apart(folder, tmp_path):
+    one, two = (str(folder / f"sub-{n}.nii.gz") for n in (1, 2))
+    (together,) = parse_datasets([one, two])
+    assert (together.name, len(together.files)) == ("set", 2)
+    other = tmp_path / "other" / "set"
+    other.mkdir(parents=True)
+    io.write(other / "sub-1.nii.gz", brain(5))
+    with pytest.raises(UsageError, match=r"both be the data set 'set'.*NAME="):
+        parse_datasets([str(folder), str(other)])
+    assert [d.name for d in parse_datasets([str(folder), f"b={other}"])] == ["set", "b"]
+    with pytest.raises(UsageError, match=r"both sub-1\.nii\.gz of the data set 'a'"):
+        parse_datasets([f"a={folder}", f"a={other}"])
+
+
+def test_the_crop_keeps_the_mask_and_so_many_voxels_around_it(folder):
+    whole = prepare("set", folder / "sub-1.nii.gz")
+    cut = prepare("set", folder / "sub-1.nii.gz", crop=1)
+    assert cut.mask.sum() == whole.mask.sum()
+    assert all(
+        cut.mask.any(axis=tuple(a for a in range(3) if a != axis)).argmax() == 1
+        for axis in range(3)
+    )
+    assert (whole.volume.data[cut.box.slices] == cut.volume.data).all()
+    assert cut.volume.grid == whole.volume.grid.crop(cut.box)
+
+
+def test_a_head_is_told_from_its_noisy_background(tmp_path):
+    data = brain().data + np.random.default_rng(0).uniform(1, 20, (24, 26, 28))
+    io.write(tmp_path / "a.nii", Volume(data.astype(np.float32), AFFINE))
+    mask = prepare("set", tmp_path / "a.nii").mask
+    assert mask.sum() == pytest.approx((brain().data > 0).sum(), rel=0.02)
+
+
+def test_masks_are_those_of_a_folder(folder, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    inside = np.zeros((24, 26, 28), dtype=np.uint8)
+    inside[8:16, 8:16, 8:16] = 1
+    io.write(masks / "sub-1.nii", Volume(inside, AFFINE))  # another suffix will do
+    prepared = prepare("set", folder / "sub-1.nii.gz", masks=masks, crop=0)
+    assert prepared.volume.data.shape == (8, 8, 8)
+    assert prepared.mask.all()
+    assert prepared.mask_source.startswith("sha256:")
+
+
+def test_the_benchmarks_protocol_can_be_asked_for(tmp_path, monkeypatch):
+    """``benchmarks/scores.py`` gives the same numbers as --crop 8 here."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import scores
+
+    data = tmp_path / "lesion"
+    data.mkdir()
+    shape = (44, 45, 46)
+    inner = np.zeros(shape, dtype=np.float32)
+    inner[10:34, 9:35, 9:37] = brain().data
+    io.write(data / "a.nii.gz", Volume(inner, AFFINE))
+    prepared = prepare("lesion", data / "a.nii.gz", crop=scores.MARGIN)
+    wanted = [
+        scores.Row("lesion", "a.nii.gz", "2", 2.0, method, "", 0, 0, 0)
+        for method in ("cubic", "back-projection")
+    ]
+    expected = [row.psnr for row in scores.score(wanted, prepared, None, "float32")]
+    settings = settings_for(
+        data,
+        tmp_path,
+        methods=[parse("cubic"), parse("back-projection")],
+        scales=[2.0],
+        noise=(2.0,),
+        crop=scores.MARGIN,
+        keep_thick=True,
+        metrics=("psnr",),
+    )
+    run(settings)
+    found = [row.psnr_mask for row in read_rows(settings.rows)]
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_comparison_is_made_by_commands_that_there_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import comparison
+
+    words = ["DATA", "--out", str(tmp_path / "o"), "--minutes", "50", "--per", "method"]
+    words += ["--scales", "2", "1,1,4", "--weights", "large=big.safetensors", "--commands"]
+    monkeypatch.setattr(sys, "argv", ["comparison.py", *words])
+    assert comparison.main() == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["napari-arssr"] * len(lines)
+    asked = [_parser().parse_args(line[1:]) for line in lines]
+    trained = [line for line in lines if line[1] == "train"]
+    # Three baselines at two scales, ours, and the paper's with three encoders.
+    assert len(trained) == 3 * 2 + 1 + 3
+    minutes = {"--baseline" in line: line[line.index("--minutes") + 1] for line in trained}
+    assert minutes == {True: "25", False: "50"}
+    exported = {str(one.output) for one in asked if hasattr(one, "output")}
+    methods = dict(text.partition("=")[::2] for text in asked[-1].methods)
+    assert {str(Path(path).parent) for path in exported if "/x" in path} == {
+        methods[name] for name in ("SRCNN3D", "DCSRN", "ResCNN")
+    }
+    assert {methods[name] for name in ("ours", "ArSSR-RDN", "ArSSR-SRResNet")} <= exported
+    assert asked[-1].data == ["brains_t1w=DATA/brains_t1w/val", "lesion=DATA/lesion"]
+    assert not (tmp_path / "o").exists()
+
+
+# ------------------------------------------------------------------------------- methods
+
+
+def write_baseline(path, name, scale, seed=0):
+    torch.manual_seed(seed)
+    model = build(BaselineConfig(name, scale, "minmax"))
+    save(path, model, BaselineCard(model.config, name=name), torch.float32)
+    return model.eval()
+
+
+def test_a_baseline_refines_cubic_interpolation_at_its_own_scales(folder, tmp_path):
+    weights = tmp_path / "srcnn"
+    weights.mkdir()
+    model = write_baseline(weights / "a.safetensors", "SRCNN3D", (2, 2, 2))
+    write_baseline(weights / "b.safetensors", "SRCNN3D", (3, 3, 3), seed=1)
+    method = parse(str(weights))
+    assert (method.name, method.network) == ("SRCNN3D", "baseline SRCNN3D")
+    prepared = prepare("set", folder / "sub-1.nii.gz")
+    case = make_case(prepared, 2.0, ScannerModel("gaussian"))
+    result, device, precision = method.run(case, Machine(), lambda: False)
+    assert (device, precision) == ("cpu", "float32")
+    low, high = case.low.data.min(), case.low.data.max()
+    cubic = (CubicField(case.low).sample(case.grid).data - low) / (high - low)
+    with torch.no_grad():
+        expected = low + (high - low) * model(torch.from_numpy(cubic)[None])[0].numpy()
+    assert np.abs(result.data - expected).max() < 1e-3 * (high - low)
+    assert result.grid == prepared.volume.grid
+    assert method.digest("", (2, 2, 2)) == file_sha256(weights / "a.safetensors")
+    assert method.digest("", (3, 3, 3)) == file_sha256(weights / "b.safetensors")
+    with pytest.raises(UsageError, match=r"no weights for scale 2\.5, only for 2, 3"):
+        method.digest("", (2.5, 2.5, 2.5))
+
+
+def test_weights_are_read_before_the_clock_runs(folder, tmp_path):
+    write_baseline(tmp_path / "a.safetensors", "DCSRN", (2, 2, 2))
+    save(tmp_path / "b.safetensors", ArSSR(TINY), Card(TINY), torch.float32)
+    case = make_case(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
+    for name in ("a.safetensors", "b.safetensors", "b.safetensors+consistency"):
+        method = parse(f"{tmp_path}/{name}")
+        method.ready(case.factors)
+        for path in tmp_path.glob("*.safetensors"):
+            path.rename(path.with_suffix(".away"))
+        result, _, _ = method.run(case, Machine(), lambda: False)
+        assert result.grid == case.grid
+        for path in tmp_path.glob("*.away"):
+            path.rename(path.with_suffix(".safetensors"))
+
+
+def test_a_baseline_without_a_scale_is_skipped_there_and_named(folder, tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_baseline(path, "DCSRN", (1, 1, 2.5))
+    settings = settings_for(folder, tmp_path, methods=[parse("cubic"), parse(f"mine={path}")])
+    outcome = run(settings)
+    assert {(s.volume, s.scale, s.method) for s in outcome.skipped} == {
+        ("sub-1.nii.gz", "2", "mine"),
+        ("sub-2.nii.gz", "2", "mine"),
+    }
+    assert {row.scale for row in read_rows(settings.rows) if row.method == "mine"} == {"2.5x1x1"}
+
+
+def test_an_arssr_network_runs_under_any_name_and_with_consistency(folder, tmp_path):
+    from napari_arssr import upsample
+
+    path = tmp_path / "tiny.safetensors"
+    torch.manual_seed(0)
+    save(path, ArSSR(TINY), Card(TINY, name="tiny"), torch.float32)
+    methods = [parse(str(path)), parse(f"other={path}"), parse(f"{path}+consistency")]
+    assert [m.name for m in methods] == ["tiny", "other", "tiny+consistency"]
+    assert methods[0].network == "ArSSR RDN with published decoder"
+    prepared = prepare("set", folder / "sub-1.nii.gz")
+    case = make_case(prepared, 2.0, ScannerModel("gaussian"))
+    plain, _, _ = methods[0].run(case, Machine(), lambda: False)
+    assert (plain.data == upsample(case.low, shape=case.grid.shape, weights=path).data).all()
+    step, _, _ = methods[2].run(case, Machine(), lambda: False)
+    expected = upsample(
+        case.low, shape=case.grid.shape, weights=path, consistency=ScannerModel("gaussian")
+    )
+    assert np.abs(step.data - expected.data).max() < 0.05
+    assert np.abs(step.data - plain.data).max() > 1
+    with pytest.raises(Cancelled):
+        methods[0].run(case, Machine(), lambda: True)
+
+
+def test_weights_run_with_the_normalisation_of_their_training(folder, tmp_path):
+    path = tmp_path / "x.safetensors"
+    torch.manual_seed(0)
+    card = Card(TINY, training={"normalization": "minmax", "steps": 1})
+    save(path, ArSSR(TINY), card, torch.float32)
+    from napari_arssr import upsample
+
+    case = make_case(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
+    result, _, _ = parse(str(path)).run(case, Machine(), lambda: False)
+    same = upsample(case.low, shape=case.grid.shape, weights=path, normalize="minmax")
+    other = upsample(case.low, shape=case.grid.shape, weights=path, normalize="percentile")
+    assert (result.data == same.data).all()
+    assert (result.data != other.data).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "no weights 'nothing'"),
+        ("=cubic", "needs a name"),
+        ("cubic+consistency", r"only networks take \+consistency"),
+        ("back-projection:x", "no weights"),
+    ],
+)
+def test_a_method_that_is_none_is_said(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse(text)
+
+
+def test_files_of_two_baselines_or_of_one_scale_twice_are_no_method(tmp_path):
+    for name, network, scale in (("a", "DCSRN", 2), ("b", "DCSRN", 2), ("c", "SRCNN3D", 3)):
+        write_baseline(tmp_path / f"{name}.safetensors", network, (scale,) * 3)
+    a, b, c = (tmp_path / f"{name}.safetensors" for name in "abc")
+    with pytest.raises(UsageError, match="both for scale 2"):
+        parse(f"{a},{b}")
+    with pytest.raises(UsageError, match="DCSRN and SRCNN3D"):
+        parse(f"{a},{c}")
+
+
+def test_a_folder_with_weights_for_every_scale_is_named_by_its_file(tmp_path):
+    save(tmp_path / "best.safetensors", ArSSR(TINY), Card(TINY), torch.float32)
+    with pytest.raises(UsageError, match=r"name the file itself: .*best\.safetensors"):
+        parse(str(tmp_path))
+
+
+def test_two_methods_of_one_name_are_refused(folder, tmp_path):
+    with pytest.raises(UsageError, match="Two methods are called cubic"):
+        run(settings_for(folder, tmp_path, methods=[parse("cubic"), parse("cubic")]))
+    with pytest.raises(UsageError, match="cannot be called 'reference'"):
+        run(settings_for(folder, tmp_path, methods=[parse("reference=cubic")]))
+
+
+def test_results_made_elsewhere_are_scored_where_they_lie(folder, tmp_path):
+    results = tmp_path / "theirs"
+    (results / "x2").mkdir(parents=True)
+    truth = io.read(folder / "sub-1.nii.gz")
+    offset = replace(truth, data=truth.data + np.float32(5))
+    io.write(results / "x2" / "sub-1.nii", offset)
+    moved = truth.affine.copy()
+    moved[0, 3] += 0.5
+    io.write(results / "x2" / "sub-2.nii.gz", Volume(truth.data, moved))
+    (results / "x3").mkdir()
+    io.write(results / "x3" / "sub-1.nii.gz", Volume(truth.data[1:], truth.affine))
+    settings = settings_for(
+        folder, tmp_path, methods=[parse(f"theirs={results}")], scales=[2.0, 3.0], crop=0
+    )
+    outcome = run(settings)
+    (row,) = read_rows(settings.rows)
+    assert row.volume == "sub-1.nii.gz"
+    assert row.psnr_mask == pytest.approx(20 * math.log10(np.ptp(truth.data) / 5), abs=1e-3)
+    assert row.weights_sha256 == file_sha256(results / "x2" / "sub-1.nii")
+    reasons = {(s.volume, s.scale): s.reason for s in outcome.skipped}
+    assert "does not lie on its reference" in reasons["sub-2.nii.gz", "2"]
+    assert "has 28 × 26 × 23 voxels and its reference 28 × 26 × 24" in reasons["sub-1.nii.gz", "3"]
+    assert "there is no" in reasons["sub-2.nii.gz", "3"]
+
+
+# ------------------------------------------------------------------------------- resuming
+
+
+def test_a_second_run_makes_nothing_and_changes_nothing(folder, tmp_path):
+    settings = settings_for(folder, tmp_path)
+    run(settings)
+    before = settings.rows.read_bytes()
+    outcome = run(settings)
+    assert (outcome.made, outcome.kept) == (0, 8)
+    assert settings.rows.read_bytes() == before
+
+
+def test_a_run_that_was_broken_off_goes_on_where_it_was(folder, tmp_path):
+    settings = settings_for(folder, tmp_path)
+    done = []
+    with pytest.raises(Cancelled):
+        run(settings, report=done.append, stop=lambda: len(done) == 3)
+    assert [row.key for row in read_rows(settings.rows)] == [row.key for row in done]
+    assert len(done) == 3
+    outcome = run(settings)
+    assert (outcome.made, outcome.kept) == (5, 3)
+    keys = [row.key for row in read_rows(settings.rows)]
+    assert len(keys) == len(set(keys)) == 8
+
+
+def test_further_metrics_go_into_the_rows_there_are(folder, tmp_path):
+    settings = settings_for(folder, tmp_path, metrics=("psnr",))
+    run(settings)
+    first = {row.key: row for row in read_rows(settings.rows)}
+    run(replace(settings, metrics=("psnr", "ssim")))
+    second = {row.key: row for row in read_rows(settings.rows)}
+    assert first.keys() == second.keys()
+    for key, row in second.items():
+        assert not math.isnan(row.ssim)
+        assert (row.psnr, row.seconds) == (first[key].psnr, first[key].seconds)
+
+
+def test_changed_volumes_weights_and_settings_make_new_rows(folder, tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_baseline(path, "DCSRN", (2, 2, 2))
+    settings = settings_for(
+        folder, tmp_path, methods=[parse(f"net={path}")], scales=[2.0], metrics=("psnr",)
+    )
+    assert run(settings).made == 2
+    write_baseline(path, "DCSRN", (2, 2, 2), seed=1)
+    assert run(replace(settings, methods=[parse(f"net={path}")])).made == 2
+    assert run(replace(settings, methods=[parse(f"net={path}")], crop=2)).made == 2
+    assert run(replace(settings, methods=[parse(f"net={path}")], noise=(1.0,))).made == 2
+    io.write(folder / "sub-1.nii.gz", brain(7))
+    assert run(replace(settings, methods=[parse(f"net={path}")])).made == 1
+
+
+def test_two_runs_share_a_file_without_losing_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    rows = [[Row(volume=f"{part}-{n}", psnr=n) for n in range(15)] for part in range(4)]
+
+    def work(part):
+        for row in [*rows[part], *rows[0]]:
+            add_row(path, row)
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_rows(path)
+    assert sorted(row.volume for row in found) == sorted(r.volume for part in rows for r in part)
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    row = Row(dataset="a,b", volume='q"x.nii', psnr=math.inf, ssim=0.1234567891, parameters=3)
+    add_row(tmp_path / "rows.csv", row)
+    (found,) = read_rows(tmp_path / "rows.csv")
+    assert (found.dataset, found.volume, found.psnr) == ("a,b", 'q"x.nii', math.inf)
+    assert found.ssim == pytest.approx(row.ssim, abs=1e-10)
+    assert math.isnan(found.lpips)
+    assert found.key == row.key
+
+
+def test_a_file_that_holds_no_rows_is_not_overwritten(folder, tmp_path):
+    settings = settings_for(folder, tmp_path)
+    settings.rows.write_text("a,b\n1,2\n")
+    with pytest.raises(FileError, match="not a file of rows"):
+        run(settings)
+    assert settings.rows.read_text() == "a,b\n1,2\n"
+
+
+def test_parquet_where_pyarrow_is(folder, tmp_path, monkeypatch):
+    from importlib.util import find_spec
+
+    row = Row(volume="a", psnr=1.5, parameters=2)
+    path = tmp_path / "rows.parquet"
+    if find_spec("pyarrow"):
+        add_row(path, row)
+        add_row(path, row)
+        assert [r.key for r in read_rows(path)] == [row.key]
+        assert read_rows(path)[0].psnr == 1.5
+        assert math.isnan(read_rows(path)[0].ssim)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install pyarrow.*\.csv"):
+        add_row(tmp_path / "other.parquet", row)
+
+
+# ------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (np.full((24, 26, 28), np.nan), "not finite in 17472 voxels"),
+        (np.full((24, 26, 28), 7.0), "every voxel is 7"),
+        (np.random.default_rng(0).random((2, 24, 26, 28)), "has 2 frames"),
+    ],
+)
+def test_a_volume_that_cannot_be_scored_is_named_and_the_others_are_scored(
+    folder, tmp_path, capsys, data, reason
+):
+    io.write(folder / "sub-0.nii.gz", Volume(data.astype(np.float32), AFFINE))
+    out = tmp_path / "out"
+    assert command(folder, out, "--methods", "cubic") == 1
+    said = capsys.readouterr()
+    assert reason in said.err
+    assert "1 case skipped" in said.out
+    assert {row.volume for row in read_rows(out / "rows.csv")} == {"sub-1.nii.gz", "sub-2.nii.gz"}
+    with (out / "skipped.csv").open(newline="") as opened:
+        (skipped,) = csv.DictReader(opened)
+    assert skipped["volume"] == "sub-0.nii.gz"
+    assert reason in skipped["reason"]
+    assert "Skipped in the last run: 1" in (out / "report.html").read_text()
+    (folder / "sub-0.nii.gz").unlink()
+    assert command(folder, out, "--methods", "cubic") == 0
+    assert (out / "skipped.csv").read_text().count("\n") == 1
+
+
+def test_an_empty_folder_is_named_and_counted_and_the_others_are_scored(folder, tmp_path, capsys):
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    out = tmp_path / "out"
+    words = ["evaluate", empty, folder, "--out", out, "--scales", "2", "--metrics", "psnr"]
+    assert main([*map(str, words), "--methods", "cubic"]) == 1
+    said = capsys.readouterr()
+    assert f"skipped nothing: {empty}: it holds no volume" in said.err
+    assert "2 rows made, 0 there before, 1 case skipped" in said.out
+    with (out / "skipped.csv").open(newline="") as opened:
+        assert [line["dataset"] for line in csv.DictReader(opened)] == ["nothing"]
+
+
+def test_a_damaged_file_is_named(folder, tmp_path, capsys):
+    whole = (folder / "sub-1.nii.gz").read_bytes()
+    (folder / "sub-0.nii.gz").write_bytes(whole[: len(whole) // 2])
+    assert command(folder, tmp_path / "out", "--methods", "cubic") == 1
+    assert "sub-0.nii.gz" in capsys.readouterr().err
+
+
+def test_missing_and_misplaced_masks_are_named(folder, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    moved = AFFINE.copy()
+    moved[1, 3] += 3
+    io.write(masks / "sub-2.nii.gz", Volume((brain().data > 0).astype(np.uint8), moved))
+    io.write(folder / "sub-3.nii.gz", brain(3))
+    io.write(masks / "sub-3.nii.gz", Volume(np.ones((3, 3, 3), dtype=np.uint8), AFFINE))
+    io.write(folder / "sub-4.nii.gz", brain(4))
+    io.write(masks / "sub-4.nii.gz", Volume(np.zeros((24, 26, 28), dtype=np.uint8), AFFINE))
+    outcome = run(settings_for(folder, tmp_path, masks=masks))
+    reasons = [skipped.reason for skipped in outcome.skipped]
+    assert outcome.made == 0
+    assert len(reasons) == 4
+    for text, reason in zip(
+        ("mask is missing", "does not lie on", "3 × 3 × 3 voxels", "mask is empty"),
+        reasons,
+        strict=True,
+    ):
+        assert text in reason
+
+
+def test_a_result_that_is_not_finite_is_no_row(folder, tmp_path):
+    results = tmp_path / "theirs" / "x2"
+    results.mkdir(parents=True)
+    for number in (1, 2):
+        truth = io.read(folder / f"sub-{number}.nii.gz")
+        data = truth.data.copy()
+        data[3, 3, 3] = np.nan if number == 1 else 0
+        io.write(results / f"sub-{number}.nii.gz", replace(truth, data=data))
+    settings = settings_for(folder, tmp_path, methods=[parse(str(results.parent))], scales=[2.0])
+    outcome = run(settings)
+    assert [row.volume for row in read_rows(settings.rows)] == ["sub-2.nii.gz"]
+    (skipped,) = outcome.skipped
+    assert "not finite in 1 voxel." in skipped.reason
+
+
+def test_a_metric_that_does_not_exist_for_a_volume_is_named_and_the_others_are_there(tmp_path):
+    data = tmp_path / "set"
+    data.mkdir()
+    io.write(data / "a.nii.gz", brain(0, (10, 26, 28)))
+    settings = settings_for(data, tmp_path, scales=[2.0], metrics=("psnr", "ssim", "psi"))
+    outcome = run(settings)
+    rows = [row for row in read_rows(settings.rows) if row.method != REFERENCE]
+    assert all(row.psnr > 0 and math.isnan(row.ssim) and math.isnan(row.psi) for row in rows)
+    assert {s.reason.split(":")[0] for s in outcome.skipped} == {"ssim", "psi"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["empty"], "there is no volume in this folder"),
+        (["nowhere"], "nowhere does not exist"),
+        (["set", "--scales", "0.5"], "at least 1"),
+        (["set", "--scales", "2,2"], "one number or three"),
+        (["set", "--scales", "x"], "not a number"),
+        (["set", "--scanner", "laser"], "no scanner model"),
+        (["set", "--metrics", "psnr,vmaf"], "no metric 'vmaf'"),
+        (["set", "--noise", "-1"], "between 0 and 100"),
+        (["set", "--crop", "-1"], "not -1"),
+        (["set", "--masks", "nowhere"], "no such folder of masks"),
+        (["set", "--memory", "lots"], "not an amount of memory"),
+        (["set", "--rows", "rows.xls"], r"ends in .csv or .parquet"),
+        (["set", "--device", "cuda:7", "--methods", "default"], "no device"),
+        ([], "no rows to make tables of"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_wrong_use_is_one_sentence(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    metrics = [] if "--metrics" in words else ["--metrics", "psnr"]
+    status = main(["evaluate", *words, "--out", "out", *metrics])
+    said = capsys.readouterr().err
+    assert status in (1, 2)
+    assert message in said
+    assert "Traceback" not in said
+
+
+# --------------------------------------------------------------------------------- output
+
+
+def test_the_command_makes_rows_tables_figures_and_a_report(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("--methods", "cubic", "back-projection:3")
+    assert command(folder, out, *words, scales=("2", "2.5", "1,1,2"), metrics="psnr,ssim") == 0
+    assert "12 rows made, 0 there before, 0 cases skipped" in capsys.readouterr().out
+    assert {row.scale for row in read_rows(out / "rows.csv")} == {"2", "2.5", "1x1x2"}
+    (true,) = {r.true_scale for r in read_rows(out / "rows.csv") if r.scale == "1x1x2"}
+    assert true == "1x1x2"  # the file's k is the array's first axis, of 24 voxels
+    tables = (out / "tables.md").read_text()
+    assert "Table 2: fidelity" in tables
+    assert "| × 2 | × 2.5 | × 1 × 1 × 2 |" in tables
+    assert r"\toprule" in (out / "tables.tex").read_text()
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert "set-gaussian-1-psnr.svg" in names
+    assert "set-gaussian-1-sub-1-x2-axial.png" in names
+    assert "set-gaussian-1-sub-1-x2-axial-profile.svg" in names
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.findall(r"(?:src|href)=['\"](?!data:)", page)  # nothing from elsewhere
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["scanner"] == "gaussian:1"
+    assert str(tmp_path) not in (out / "settings.json").read_text()
+    for path in ("tables.md", "tables.tex", "report.html", "settings.json"):
+        (out / path).unlink()
+    assert command(None, out) == 0  # again from the rows alone
+    assert (out / "tables.md").read_text() == tables
+
+
+def test_slices_are_kept_for_methods_that_come_later(folder, tmp_path):
+    out = tmp_path / "out"
+    assert command(folder, out, "--methods", "cubic", "--pictured", "0") == 0
+    assert not (out / "pictures").exists()
+    assert command(folder, out, "--methods", "cubic", "back-projection:3") == 0
+    kept = {path.name for path in (out / "pictures" / "set" / "sub-1" / "x2").iterdir()}
+    assert kept == {"input.npz", "cubic.npz", "back-projection-3.npz"}
+    assert len(read_rows(out / "rows.csv")) == 4
+
+
+def test_help_names_every_metric(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", "--help"])
+    assert left.value.code == 0
+    said = re.sub(r"-\s+", "-", capsys.readouterr().out)  # lines break at hyphens
+    for word in ("psnr", "lpips", "lpc-si", "cubic-corner", "+consistency", "back-projection"):
+        assert word in said
+
+
+def test_grids_of_results_are_those_of_references(folder):
+    prepared = prepare("set", folder / "sub-1.nii.gz", crop=2)
+    for scale in (2.0, 2.7, (1.0, 3.0, 1.5)):
+        case = make_case(prepared, scale, ScannerModel("gaussian"))
+        for method in (parse("cubic"), parse("back-projection:2")):
+            result, _, _ = method.run(case, Machine(), lambda: False)
+            assert result.grid == prepared.volume.grid
+    assert isinstance(prepared.whole, Grid)

@@ -1,0 +1,405 @@
+import math
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import wilcoxon
+
+from napari_arssr import io
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.evaluation import pictures
+from napari_arssr.evaluation.charts import Series, line_chart
+from napari_arssr.evaluation.methods import scale_text
+from napari_arssr.evaluation.montage import Panel, Window, choose_window, diverging, montage
+from napari_arssr.evaluation.protocol import make_case, prepare
+from napari_arssr.evaluation.rows import REFERENCE, Row, add_row
+from napari_arssr.evaluation.tables import groups, tables
+from napari_arssr.volume import Volume
+
+VOLUMES = [f"sub-{n}" for n in range(8)]
+
+
+def row(method, volume, value, scale="2", **others):
+    facts = {"network": "interpolation", "dataset": "set", "scanner": "gaussian:1", "mask": "auto"}
+    return Row(method=method, volume=volume, scale=scale, **facts | {"psnr": value} | others)
+
+
+def rows(method, values, scale="2", **others):
+    pairs = zip(VOLUMES, values, strict=False)
+    return [row(method, volume, value, scale, **others) for volume, value in pairs]
+
+
+def table(found, number="2"):
+    (group,) = groups(found)
+    return next(t for t in tables(group) if t.number == number)
+
+
+# ---------------------------------------------------------------------------------- tables
+
+GOOD = [31.2, 33.1, 30.7, 34.0, 32.2, 31.9, 33.3, 32.8]
+FAIR = [31.0, 32.4, 30.8, 33.1, 31.7, 31.2, 33.0, 32.1]
+POOR = [28.0, 29.0, 27.5, 30.1, 28.8, 28.1, 29.9, 29.3]
+
+
+def test_a_table_holds_means_and_deviations_and_marks_the_best():
+    made = table(rows("good", GOOD) + rows("poor", POOR) + rows("fair", FAIR))
+    cells = made.blocks[0].cells
+    assert cells["good", "2"].mean == pytest.approx(np.mean(GOOD))
+    assert cells["good", "2"].deviation == pytest.approx(np.std(GOOD, ddof=1))
+    assert [cells[m, "2"].best for m in ("good", "poor", "fair")] == [True, False, False]
+    text = made.markdown()
+    assert f"| good | **{np.mean(GOOD):.2f} ± {np.std(GOOD, ddof=1):.2f}** |" in text
+    assert f"| poor | {np.mean(POOR):.2f} ± {np.std(POOR, ddof=1):.2f} |" in text
+
+
+def test_the_best_is_tested_against_the_runner_up_in_pairs():
+    made = table(rows("good", GOOD) + rows("poor", POOR) + rows("fair", FAIR))
+    runner_up, p = made.blocks[0].tests["2"]
+    assert runner_up == "fair"
+    assert p == pytest.approx(wilcoxon(GOOD, FAIR).pvalue)
+    assert p < 0.05
+    assert f"{p:.2g} * (fair)" in made.markdown()
+
+
+def test_with_few_volumes_it_is_said_that_the_test_cannot_tell():
+    made = table(rows("good", GOOD[:5]) + rows("poor", POOR[:5]))
+    assert made.blocks[0].tests["2"][1] == pytest.approx(2 / 2**5)
+    assert "with 5 volumes it cannot fall below 0.062" in made.markdown()
+    assert "cannot fall" not in table(rows("good", GOOD) + rows("poor", POOR)).markdown()
+
+
+def test_smaller_is_better_for_lpips_and_time():
+    made = table(rows("a", GOOD, lpips=0.2) + rows("b", POOR, lpips=0.1))
+    lpips = next(block for block in made.blocks if block.column.title == "LPIPS")
+    assert lpips.cells["b", "2"].best
+    assert not lpips.cells["a", "2"].best
+
+
+def test_methods_are_compared_on_the_volumes_that_all_have_and_others_are_named():
+    found = rows("good", GOOD) + rows("fair", [*FAIR[:6], math.nan])
+    made = table(found)
+    block = made.blocks[0]
+    assert block.cells["good", "2"].count == 6
+    assert block.cells["good", "2"].mean == pytest.approx(np.mean(GOOD[:6]))
+    assert block.left_out["2"] == ["sub-6", "sub-7"]
+    assert "PSNR at scale 2: 2 left out" in made.markdown()
+    assert "sub-6, sub-7" in made.markdown()
+
+
+def test_a_method_without_a_scale_leaves_a_gap_and_not_the_others_out():
+    found = rows("good", GOOD) + rows("fair", FAIR) + rows("good", POOR, "3")
+    made = table(found)
+    assert made.blocks[0].cells["good", "3"].count == 8
+    assert ("fair", "3") not in made.blocks[0].cells
+    assert not made.blocks[0].left_out
+    assert re.search(r"\| fair \| [\d.]+ ± [\d.]+ \| – \|", made.markdown())
+
+
+def test_the_reference_stands_for_the_volumes_that_are_compared():
+    found = rows("a", GOOD, psi=0.2) + rows("b", FAIR[:6], psi=0.3)
+    own = zip(VOLUMES, [0.5] * 6 + [9.0] * 2, strict=True)
+    found += [
+        Row(dataset="set", volume=volume, method=REFERENCE, mask="auto", psi=value)
+        for volume, value in own
+    ]
+    cell = table(found, "4").blocks[0].cells[REFERENCE, "2"]
+    assert (cell.mean, cell.count) == (pytest.approx(0.5), 6)
+
+
+def test_results_of_weights_that_have_changed_are_never_averaged_in():
+    old = rows("net", POOR, weights_sha256="old") + rows("cubic", FAIR)
+    new = rows("net", GOOD[:6], weights_sha256="new")  # a run that was broken off
+    made = table(old + new)
+    cell = made.blocks[0].cells["net", "2"]
+    assert (cell.mean, cell.count) == (pytest.approx(np.mean(GOOD[:6])), 6)
+    assert made.blocks[0].left_out["2"] == ["sub-6", "sub-7"]
+    assert "8 older rows of weights or volumes that have changed since left out" in made.markdown()
+    changed = [row("cubic", "sub-0", 1.0, volume_sha256="new")]
+    made = table(rows("cubic", FAIR) + changed)
+    assert made.blocks[0].cells["cubic", "2"].mean == pytest.approx(np.mean([1.0, *FAIR[1:]]))
+    assert "1 older row of" in made.markdown()
+
+
+def test_results_made_elsewhere_have_a_digest_each():
+    found = [
+        row("theirs", volume, value, network="results", weights_sha256=volume)
+        for volume, value in zip(VOLUMES, GOOD, strict=True)
+    ]
+    assert table(found).blocks[0].cells["theirs", "2"].count == 8
+
+
+def test_of_one_volume_there_is_neither_deviation_nor_test():
+    text = table([row("a", "v", 1.0), row("b", "v", 2.0)]).markdown()
+    assert "One volume: there is no deviation; the best in bold." in text
+    assert "±" not in text
+    assert "Wilcoxon" not in text
+
+
+def test_infinite_and_equal_values_are_shown_as_they_are():
+    made = table(rows("a", [math.inf] * 3) + rows("b", [math.inf] * 3))
+    assert "| a | **∞** |" in made.markdown()
+    assert made.blocks[0].tests["2"][1] == 1
+
+
+def test_scales_stand_by_size_and_anisotropic_ones_last():
+    found = [row("a", "v", 1.0, scale) for scale in ("10", "1x1x4", "2.5", "4")]
+    assert table(found).blocks[0].scales == ("2.5", "4", "10", "1x1x4")
+
+
+def test_what_was_measured_otherwise_stands_in_a_table_of_its_own():
+    found = [
+        row("a", "v", 1.0),
+        row("a", "v", 2.0, noise_percent=2.0),
+        row("a", "v", 3.0, scanner="cubic-corner"),
+        row("a", "v", 4.0, dataset="other"),
+        row("a", "v", 5.0, crop="8"),
+        row("a", "v", 6.0, noise_percent=2.0, seed=1),
+        row("a", "v", 7.0, mask="sha256:0"),
+    ]
+    made = [t for group in groups(found) for t in tables(group)]
+    assert len(made) == 7
+    assert len({t.group.name for t in made}) == 7
+    titles = {t.group.title for t in made}
+    assert "set, scanner model gaussian:1, 2 % noise" in titles
+    assert "set, scanner model gaussian:1, cut to the mask and 8 voxels around it" in titles
+
+
+def test_there_is_a_table_for_each_of_the_papers_and_one_for_cost():
+    values = {"ssim": 0.9, "lpips": 0.1, "psnr_mask": 30.0, "psi": 0.3, "lpc_si": 0.8}
+    values |= {"dice": 0.9, "dice_csf": 0.8, "consistency": 40.0, "seconds": 3.0}
+    arssr = {"network": "ArSSR RDN with residual decoder"}
+    found = rows("cubic", GOOD, **values) + rows("ours", GOOD, **values | arssr)
+    found.append(Row(dataset="set", volume="sub-0", method=REFERENCE, mask="auto", psi=0.5))
+    (group,) = groups(found)
+    made = {t.number: t for t in tables(group)}
+    assert list(made) == ["1", "2", "3", "4", "5", "6"]
+    assert made["1"].blocks[0].methods == ("ours",)
+    assert made["4"].blocks[0].methods == ("cubic", "ours", REFERENCE)
+    assert made["4"].blocks[0].cells[REFERENCE, "2"].mean == 0.5
+    assert not made["4"].blocks[0].cells[REFERENCE, "2"].best
+    assert "Dice, CSF" in made["5"].markdown()
+
+
+def test_latex_is_whole_and_escaped():
+    found = rows("a_b & 5 %", GOOD) + rows("fair", FAIR)
+    text = table(found).latex()
+    assert r"a\_b \& 5 \%" in text
+    odd = table([row(r"{x}^\~", "v", 1.0), row("y", "v", 2.0)]).latex()
+    assert r"\{x\}\textasciicircum{}\textbackslash{}\textasciitilde{} & 1.00 \\" in odd
+    assert rf"\textbf{{{np.mean(GOOD):.2f} $\pm$ " in text
+    assert text.count(r"\begin{") == text.count(r"\end{") == 2
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {1}
+
+
+def test_html_is_escaped():
+    text = table(rows("<b>", GOOD) + rows("fair", FAIR)).html()
+    assert "&lt;b&gt;" in text
+    assert f"<b>{np.mean(GOOD):.2f}" in text
+    ET.fromstring(text)
+
+
+# ---------------------------------------------------------------------------------- charts
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_a_chart_has_labels_units_a_legend_and_its_lines():
+    text = line_chart(
+        [
+            Series("cubic", (2, 3, 4), (30, 28, 26), (1, 1, 1), marked=True),
+            Series("reference", (2, 4), (31, 31), strong=True),
+        ],
+        "PSNR: set",
+        "scale",
+        "PSNR, dB",
+        x_ticks=(2, 3, 4),
+    )
+    root = ET.fromstring(text)
+    words = [node.text for node in root.iter(f"{SVG}text")]
+    assert {"PSNR: set", "scale", "PSNR, dB", "cubic", "reference", "2", "3", "4"} <= set(words)
+    lines = [node.get("points").split() for node in root.iter(f"{SVG}polyline")]
+    assert [len(line) for line in lines] == [3, 2]
+    heights = [float(point.split(",")[1]) for point in lines[0]]
+    assert heights == sorted(heights)  # lower values lie lower
+    assert len(list(root.iter(f"{SVG}circle"))) == 3
+    assert min(float(node.get("font-size")) for node in root.iter(f"{SVG}text")) >= 14
+
+
+@pytest.mark.parametrize("where", ["name", "title"])
+def test_a_chart_is_as_wide_as_its_words(where):
+    words = {"name": "a", "title": "b"} | {where: "SRCNN3D of three hospitals " * 4}
+    text = line_chart([Series(words["name"], (1, 2), (1, 2))], words["title"], "x", "y")
+    root = ET.fromstring(text)
+    for node in root.iter(f"{SVG}text"):
+        if node.get("text-anchor") == "start":
+            end = float(node.get("x")) + 0.6 * float(node.get("font-size")) * len(node.text)
+            assert end < float(root.get("width"))
+
+
+def test_a_chart_leaves_out_what_is_not_finite():
+    text = line_chart([Series("a", (1, 2, 3), (1, math.inf, 2))], "", "x", "y")
+    assert len(ET.fromstring(text).find(f"{SVG}polyline").get("points").split()) == 2
+    assert line_chart([Series("a", (1,), (math.nan,))], "", "x", "y") == ""
+
+
+# --------------------------------------------------------------------------------- montage
+
+
+def test_differences_are_blue_below_white_at_and_red_above_zero():
+    colours = diverging(np.array([[-2.0, -1.0, 0.0, 1.0, 2.0]]))[0]
+    assert (colours[0] == colours[1]).all()
+    assert (colours[2] == 255).all()
+    assert (colours[3] == colours[4]).all()
+    assert colours[1][2] > colours[1][0]
+    assert colours[3][0] > colours[3][2]
+
+
+def test_the_inset_is_where_there_is_most_to_see_and_inside():
+    plane = np.zeros((80, 100), dtype=np.float32)
+    plane[50:60, 70:80] = np.random.default_rng(0).random((10, 10))
+    window = choose_window(plane, (1.0, 1.0))
+    assert (window.rows, window.columns) == (25, 25)
+    assert window.row <= 50 and window.row + window.rows >= 60  # noqa: PT018
+    assert window.column <= 70 and window.column + window.columns >= 80  # noqa: PT018
+    corner = np.zeros((80, 100), dtype=np.float32)
+    corner[:6, :6] = plane[50:56, 70:76]
+    window = choose_window(corner, (1.0, 1.0))
+    assert window.row >= 0 and window.column >= 0  # noqa: PT018
+
+
+def test_a_montage_shows_slices_insets_and_differences():
+    truth = np.zeros((60, 40), dtype=np.float32)
+    truth[:, 20:] = 100
+    brighter = truth + 20
+    panels = [
+        Panel("input", "", truth, compared=False),
+        Panel("mine", "30 dB", brighter),
+        Panel("reference", "", truth, compared=False),
+    ]
+    sheet = montage(
+        panels,
+        truth,
+        spacing=(1.0, 1.5),  # the slice is square in millimetres
+        limits=(0.0, 100.0),
+        window=Window(0, 10, 15, 10),
+        letters=("A", "P", "R", "L"),
+    )
+    pixels = np.asarray(sheet)
+    red = (pixels == [178, 24, 43]).all(axis=2)
+    rows_of, columns_of = np.nonzero(red)
+    # 20 % of the range is beyond full colour, all over the second column's third tile alone.
+    large = red[: sheet.height - 60].sum()
+    assert large == pytest.approx(260 * 260, rel=0.03)
+    assert columns_of[rows_of < sheet.height - 60].min() > 260
+    assert sheet.width > 3 * 260
+
+
+def test_more_methods_than_fit_go_on_below():
+    truth = np.random.default_rng(0).random((30, 30)).astype(np.float32)
+    sizes = []
+    for count in (3, 6, 7):
+        panels = [Panel(f"method {n}", "", truth) for n in range(count)]
+        sheet = montage(
+            panels,
+            truth,
+            spacing=(1.0, 1.0),
+            limits=(0.0, 1.0),
+            window=Window(5, 5, 8, 8),
+            letters=("S", "I", "R", "L"),
+        )
+        sizes.append(sheet.size)
+    assert sizes[0][0] < sizes[1][0] == sizes[2][0]
+    assert sizes[0][1] == sizes[1][1] < sizes[2][1]
+
+
+# ------------------------------------------------------------------------------ kept slices
+
+
+def test_slices_lie_alike_whatever_the_order_of_a_file(tmp_path):
+    data = np.random.default_rng(0).random((12, 14, 16)).astype(np.float32) + 1
+    ras = Volume(data, np.diag([1.0, 1.2, 1.5, 1.0]), name="a")
+    flipped = np.diag([-1.0, 1.2, 1.5, 1.0])
+    flipped[0, 3] = 15
+    las = Volume(np.ascontiguousarray(data[:, :, ::-1]), flipped, name="b")
+    turned = replace(ras.transposed((1, 2, 0)), name="c")
+    shown = []
+    for number, volume in enumerate((ras, las, turned)):
+        path = tmp_path / f"{number}.nii"
+        io.write(path, replace(volume, data=np.ascontiguousarray(volume.data), metadata={}))
+        prepared = prepare("set", path)
+        place = tmp_path / str(number)
+        pictures.save_reference(place, prepared)
+        case = make_case(prepared, 2.0, ScannerModel("gaussian"))
+        pictures.save_input(place, scale_text(case.factors), 0.0, case)
+        planes = pictures.load_planes(place, "", 0.0, REFERENCE)
+        shown.append(
+            (pictures.load_view(place), planes, pictures.load_planes(place, "2", 0, "input"))
+        )
+    first, planes, low = shown[0]
+    # Row 0 of an axial plane is the most anterior, column 0 the patient's right.
+    index = first.index[0]
+    assert (planes["axial"] == data[::-1, ::-1, ::-1][index]).all()
+    assert first.spacing == pytest.approx((1.5, 1.2, 1.0))
+    for view, others, others_low in shown[1:]:
+        assert view.index == first.index
+        assert view.spacing == pytest.approx(first.spacing)
+        for name in pictures.PLANES:
+            assert (others[name] == planes[name]).all()
+            assert np.abs(others_low[name] - low[name]).max() < 1e-5
+
+
+def test_the_input_is_drawn_as_the_voxels_that_were_measured(tmp_path):
+    data = np.random.default_rng(0).random((9, 10, 12)).astype(np.float32) + 1
+    io.write(tmp_path / "a.nii", Volume(data, np.eye(4)))
+    prepared = prepare("set", tmp_path / "a.nii")
+    case = make_case(prepared, (1.0, 2.0, 3.0), ScannerModel("gaussian"))
+    place = tmp_path / "kept"
+    pictures.save_reference(place, prepared)
+    pictures.save_input(place, "3x2x1", 0.0, case)
+    axial = pictures.load_planes(place, "3x2x1", 0.0, "input")["axial"]
+    blocks = axial.reshape(5, 2, 4, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    z = pictures.load_view(place).index[0]
+    expected = case.low.data[::-1, ::-1, ::-1][z]
+    assert (blocks[:, 0, :, 0] == expected).all()
+
+
+def test_names_of_files_are_safe(tmp_path):
+    place = pictures.folder_of(tmp_path, "../up", Path("a b:c.nii.gz"))
+    assert place.parent.parent == tmp_path
+    assert place.name == "a-b-c"
+
+
+def test_the_report_draws_what_is_kept(tmp_path):
+    from napari_arssr.evaluation.report import write_report
+
+    random = np.random.default_rng(0)
+    data = random.random((20, 30, 40)).astype(np.float32) + 1
+    (tmp_path / "data").mkdir()
+    io.write(tmp_path / "data" / "v.nii", Volume(data, np.eye(4)))
+    prepared = prepare("set", tmp_path / "data" / "v.nii")
+    case = make_case(prepared, 2.0, ScannerModel("gaussian"))
+    place = pictures.folder_of(tmp_path / "pictures", "set", Path("v.nii"))
+    pictures.save_reference(place, prepared)
+    pictures.save_input(place, "2", 0.0, case)
+    for method in ("one", "two"):
+        noisy = replace(prepared.volume, data=data + random.random(data.shape).astype(np.float32))
+        pictures.save_result(place, "2", 0.0, method, noisy)
+        add_row(tmp_path / "rows.csv", row(method, "v.nii", 20.0))
+    written = write_report(tmp_path, tmp_path / "rows.csv", planes=["axial", "sagittal"])
+    names = {path.name for path in written}
+    assert {"set-gaussian-1-v-x2-axial.png", "set-gaussian-1-v-x2-sagittal.png"} <= names
+    with Image.open(tmp_path / "figures" / "set-gaussian-1-v-x2-axial.png") as opened:
+        assert opened.width > 4 * 200
+    profile = (tmp_path / "figures" / "set-gaussian-1-v-x2-axial-profile.svg").read_text()
+    words = [node.text for node in ET.fromstring(profile).iter(f"{SVG}text")]
+    assert {"one", "two", "reference", "along the line, mm"} <= set(words)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert "Table 2" in page
