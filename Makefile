@@ -38,6 +38,7 @@ docs: $(VENV)/.installed-docs ## Build the documentation in site/
 
 bench: $(VENV)/.installed ## Measure speed and memory
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/training.py
 
 clean: ## Remove what the other commands made, except .venv
 	rm -rf build dist site $(DEMO_OUTPUT) .hypothesis .mypy_cache .pytest_cache .ruff_cache

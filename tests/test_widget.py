@@ -334,6 +334,21 @@ def test_every_way_to_say_how_fine(
     assert viewer.layers[-1].name == name
 
 
+def test_the_slice_stays_when_the_result_is_removed(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    show(viewer, a_volume((12, 9, 10)))
+    viewer.dims.set_current_step(0, 4)
+    place = viewer.dims.point
+    widget.output.scale.value = 4.0
+    run(qtbot, widget)
+    assert viewer.dims.nsteps[0] == 48
+    viewer.layers.remove(viewer.layers[-1])
+    qtbot.wait(50)
+    assert viewer.dims.nsteps[0] == 12
+    assert viewer.dims.point[0] == pytest.approx(place[0])
+
+
 def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
@@ -480,8 +495,10 @@ def test_a_drawn_box_is_the_same_part_of_the_whole(
     assert box is not None
     assert (box.start[0], box.stop[0]) == (3, 8)
     run(qtbot, widget)
-    part = viewer.layers[-1]
+    *_, part, above = viewer.layers
     assert part.name == "scan tiny ×2 box"
+    assert above == drawn.shapes
+    assert viewer.layers.selection.active == part
     click(qtbot, widget.region.whole)
     run(qtbot, widget)
     whole = viewer.layers[-1]
@@ -1063,7 +1080,7 @@ def test_the_live_view_ends_with_its_image(
     viewer.layers.remove(layer)
     qtbot.waitUntil(lambda: not widget.live.isChecked(), timeout=PATIENCE)
     qtbot.waitUntil(lambda: threads("napari-arssr live view") == [], timeout=PATIENCE)
-    assert len(viewer.layers) == 0
+    qtbot.waitUntil(lambda: len(viewer.layers) == 0, timeout=PATIENCE)
 
 
 def test_the_live_view_does_not_download(

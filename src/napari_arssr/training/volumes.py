@@ -1,0 +1,430 @@
+"""Training volumes: found, checked, normalised, and held in memory or read from files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr import io
+from napari_arssr.errors import ArssrError, FileError, UsageError
+from napari_arssr.normalization import Method, Normalizer
+from napari_arssr.training.files import file_hash, make_folder, write_whole
+
+__all__ = [
+    "MANIFEST",
+    "Split",
+    "TrainingVolume",
+    "Voxels",
+    "find_files",
+    "load_split",
+    "load_volumes",
+    "start_method",
+    "subject_of",
+]
+
+Warn = Callable[[str], None]
+
+MANIFEST = "patches.json"
+"""Beside patches that ``napari-arssr patches`` cut: they are in [0, 1] already."""
+
+# Beyond, values are hot voxels that tissue should not be squeezed for, nor the loss led by.
+_LARGEST = 2.0
+_READERS = 4
+
+
+class Voxels(Protocol):
+    """A (z, y, x) array that gives parts of itself."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+
+    def __getitem__(self, part: tuple[slice, ...], /) -> npt.NDArray[Any]:
+        """A block, in network units."""
+
+
+@dataclass(frozen=True)
+class TrainingVolume:
+    """An HR volume in network units, (z, y, x), and where it came from.
+
+    Parameters
+    ----------
+    data : array
+        In [0, 1] but for hot voxels; float16 to hold many.
+    name : str
+        How messages and records call it.
+    subject : str
+        The label of a BIDS name, ``sub-01``; else the name.
+    sha256 : str
+        Of the file.
+    content : str
+        Digest of the normalised voxels: the same for copies in another format.
+    path : str
+    """
+
+    data: Voxels
+    name: str
+    subject: str = ""
+    sha256: str = ""
+    content: str = ""
+    path: str = field(default="", compare=False)
+
+    @classmethod
+    def from_array(
+        cls,
+        data: npt.NDArray[Any],
+        name: str,
+        smallest: int = 1,
+        normalization: Method = "percentile",
+    ) -> Self:
+        """Normalise an array.
+
+        Raises
+        ------
+        UsageError
+            If it is constant, or has an axis shorter than ``smallest`` voxels.
+        """
+        normal, _ = _normalised(data, name, smallest, normalization)
+        return cls(normal, name, name, content=_digest(normal))
+
+
+def _normalised(
+    data: npt.NDArray[Any], name: str, smallest: int, method: Method
+) -> tuple[npt.NDArray[np.float16], Normalizer]:
+    if min(data.shape) < smallest:
+        sizes = "×".join(str(n) for n in data.shape[::-1])
+        raise UsageError(
+            f"{name}: {sizes} voxels are too few to train on; every axis needs {smallest}."
+        )
+    try:
+        normalizer = Normalizer.fit(data, method)
+        normal = normalizer.normalize(data)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    if normal.max() == normal.min():
+        raise UsageError(f"{name}: the volume is constant; there is nothing to learn from.")
+    return _stored(normal), normalizer
+
+
+def _stored(normal: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    return np.clip(normal, 0, _LARGEST).astype(np.float16)
+
+
+def _digest(normal: npt.NDArray[np.float16]) -> str:
+    digest = hashlib.sha256(repr(normal.shape).encode())
+    digest.update(np.ascontiguousarray(normal).data)
+    return digest.hexdigest()
+
+
+# Arrays that are not in this process's own memory ------------------------------------------------
+
+
+class SharedVoxels:
+    """An array in memory that worker processes share however they are started."""
+
+    def __init__(self, data: npt.NDArray[np.float16]) -> None:
+        import torch
+
+        self._tensor = torch.from_numpy(data).share_memory_()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return tuple(self._tensor.shape)
+
+    def __getitem__(self, part: tuple[slice, ...]) -> npt.NDArray[Any]:
+        voxels: npt.NDArray[Any] = self._tensor.numpy()[part]
+        return voxels
+
+
+class MappedVoxels:
+    """An array in a ``.npy`` file, mapped into memory where it is used."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._path = path
+        self.shape = shape
+        self._mapped: npt.NDArray[Any] | None = None
+
+    def _map(self) -> npt.NDArray[Any]:
+        mapped: npt.NDArray[Any] = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        return mapped
+
+    def __getitem__(self, part: tuple[slice, ...]) -> npt.NDArray[Any]:
+        if self._mapped is None:
+            self._mapped = self._map()
+        return np.asarray(self._mapped[part])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would be pickled by its content.
+        return {**self.__dict__, "_mapped": None}
+
+
+class NiftiVoxels(MappedVoxels):
+    """The first frame of an uncompressed NIfTI file, mapped into memory, in network units."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], normalizer: Normalizer) -> None:
+        super().__init__(path, shape)
+        self._normalizer = normalizer
+        self._slope, self._intercept = 1.0, 0.0
+
+    def _map(self) -> npt.NDArray[Any]:
+        import nibabel
+
+        proxy: Any = nibabel.load(self._path).dataobj  # type: ignore[attr-defined]
+        self._slope, self._intercept = float(proxy.slope), float(proxy.inter)
+        stored: npt.NDArray[Any] = proxy.get_unscaled()
+        # (i, j, k, …) → (z, y, x) of the first frame.
+        return stored.reshape(*self.shape[::-1], -1, order="F")[..., 0].T
+
+    def __getitem__(self, part: tuple[slice, ...]) -> npt.NDArray[Any]:
+        stored = super().__getitem__(part)
+        if (self._slope, self._intercept) == (1.0, 0.0):
+            real = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        else:
+            kind = stored.dtype.newbyteorder("=") if stored.dtype.kind == "f" else np.float32
+            real = (stored * np.float64(self._slope) + self._intercept).astype(kind)
+        return _stored(self._normalizer.normalize(real))
+
+
+def start_method() -> str:
+    """How worker processes are started: copies of this one where the system has that.
+
+    Such copies share the set's memory without further ado.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    return "fork" if "fork" in methods and os.uname().sysname == "Linux" else "spawn"
+
+
+# From files --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Volumes to train on and to watch the run with; never the same subject in both."""
+
+    train: tuple[TrainingVolume, ...]
+    validation: tuple[TrainingVolume, ...]
+
+
+def load_split(
+    train: Sequence[str | os.PathLike[str]],
+    validation: Sequence[str | os.PathLike[str]],
+    *,
+    holdout: int,
+    **options: Any,
+) -> Split:
+    """The volumes of a run.
+
+    Parameters
+    ----------
+    train, validation : paths
+        Files or folders.
+    holdout : int
+        Subjects, the last by name, that are taken from ``train`` where ``validation`` is empty.
+    **options
+        See :func:`load_volumes`.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing to train on, or a validation subject is among the training subjects.
+    """
+    trained = load_volumes(train, **options)
+    watched = load_volumes(validation, **options) if validation else []
+    if not watched and holdout:
+        subjects = list(dict.fromkeys(volume.subject for volume in trained))
+        if len(subjects) <= holdout:
+            raise UsageError(
+                f"{len(subjects)} subjects cannot be trained on with {holdout} held out; give "
+                "more volumes, hold out fewer, or name validation volumes."
+            )
+        kept = set(subjects[-holdout:])
+        watched = [volume for volume in trained if volume.subject in kept]
+        trained = [volume for volume in trained if volume.subject not in kept]
+    _refuse_leaks(trained, watched)
+    return Split(tuple(trained), tuple(watched))
+
+
+def _refuse_leaks(train: Sequence[TrainingVolume], validation: Sequence[TrainingVolume]) -> None:
+    contents = {volume.content: volume for volume in train}
+    subjects = {volume.subject: volume for volume in train}
+    for volume in validation:
+        copy = contents.get(volume.content)
+        if copy is not None:
+            raise UsageError(
+                f"{volume.path} is a validation volume and {copy.path}, the same image, a "
+                "training volume: its score would mean nothing; take it out of one of them."
+            )
+        same = subjects.get(volume.subject)
+        if same is not None:
+            raise UsageError(
+                f"{volume.path} is a validation volume of {Path(volume.subject).name}, and "
+                f"{same.path}, of the same subject, a training volume: its score would mean "
+                "nothing; take that subject out of one of them."
+            )
+
+
+def load_volumes(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    smallest: int = 1,
+    normalization: Method = "percentile",
+    unpack_to: Path | None = None,
+    share: bool = False,
+    strict: bool = False,
+    warn: Warn = lambda _: None,
+) -> list[TrainingVolume]:
+    """Every usable volume of files and folders, sorted by name.
+
+    Frames of a 4D file would be one subject many times over: the first one stands for all.
+    A file that is unreadable, constant, too small or a copy of another is left out.
+
+    Parameters
+    ----------
+    paths : paths
+        Files or folders.
+    smallest : int
+        Voxels that every axis needs.
+    normalization : {"percentile", "minmax", "none"}
+    unpack_to : Path, optional
+        Hold nothing in memory: read from the files, and from memory maps in this folder in
+        place of files that cannot be read in part.
+    share : bool
+        Hold the volumes so that processes that are not forked share them.
+    strict : bool
+        Whether a volume that cannot be used is an error.
+    warn : callable
+        Told of each volume that is left out, and why.
+
+    Raises
+    ------
+    UsageError, FileError
+        If there is no volume; with ``strict`` of the first that cannot be used.
+    """
+    given = [Path(path) for path in paths]
+    files = sorted((f for path in given for f in find_files(path)), key=lambda path: path.name)
+
+    def read(file: Path) -> TrainingVolume | ArssrError:
+        try:
+            return _read(file, smallest, normalization, unpack_to, share=share)
+        except ArssrError as error:
+            return error
+
+    found: list[TrainingVolume] = []
+    known: dict[str, TrainingVolume] = {}
+    names: set[str] = set()
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        for file, read_one in zip(files, pool.map(read, files), strict=True):
+            result = read_one
+            if isinstance(result, TrainingVolume) and result.content in known:
+                other = known[result.content].path
+                result = UsageError(f"{file}: a copy of another volume, {other}; it counts once.")
+            if isinstance(result, ArssrError):
+                if strict:
+                    raise result
+                warn(f"left out: {result}")
+                continue
+            # Folders of subjects often hold files of one name.
+            candidates = (file.name, f"{file.parent.name}/{file.name}", str(file))
+            name = next((n for n in candidates if n not in names), str(file))
+            names.add(name)
+            known[result.content] = result
+            subject = subject_of(file) or str(file)
+            found.append(
+                TrainingVolume(result.data, name, subject, result.sha256, result.content, str(file))
+            )
+    if not found:
+        raise UsageError(f"There is no volume to train on in {', '.join(map(str, given))}.")
+    return found
+
+
+def find_files(path: Path) -> list[Path]:
+    """The volumes of a folder, or of the ``anat`` folders of a BIDS data set; or the file."""
+    if not path.is_dir():
+        return [path]
+    found = io.volumes_in(path)
+    if not found:
+        for folder in sorted([*path.glob("sub-*/anat"), *path.glob("sub-*/ses-*/anat")]):
+            found += io.volumes_in(folder)
+    return found
+
+
+_SUBJECT = re.compile(r"(?:^|[^A-Za-z0-9])(sub-[A-Za-z0-9]+)")
+
+
+def subject_of(file: Path) -> str:
+    """The BIDS subject in a file's name, else in its folders'; empty where there is none.
+
+    Labels count within one data set: below a ``dataset_description.json`` the label carries
+    the folder that holds it.
+    """
+    file = file.absolute()
+    for part in (file.name, *(folder.name for folder in file.parents)):
+        match = _SUBJECT.search(part)
+        if match:
+            root = next((f for f in file.parents if (f / _BIDS_ROOT).is_file()), None)
+            return f"{root}/{match[1]}" if root else match[1]
+    return ""
+
+
+_BIDS_ROOT = "dataset_description.json"
+
+
+def _read(
+    file: Path, smallest: int, method: Method, unpack_to: Path | None, *, share: bool
+) -> TrainingVolume:
+    volume = io.read(file).frame(0)
+    if _is_patch(file):
+        method = "none"
+    normal, normalizer = _normalised(volume.data, str(file), smallest, method)
+    content = _digest(normal)
+    data: Voxels = normal
+    if unpack_to is not None:
+        if file.suffix.lower() == ".nii":
+            data = NiftiVoxels(file.absolute(), normal.shape, normalizer)
+        else:
+            data = _unpacked(normal, content, unpack_to)
+    elif share:
+        data = SharedVoxels(normal)
+    return TrainingVolume(data, file.name, "", file_hash(file), content, str(file))
+
+
+def _unpacked(normal: npt.NDArray[np.float16], content: str, folder: Path) -> MappedVoxels:
+    path = folder / f"{content[:32]}.npy"
+    if not path.exists():
+        make_folder(folder)
+        write_whole(path, lambda opened: np.save(opened, normal, allow_pickle=False))
+    return MappedVoxels(path.absolute(), normal.shape)
+
+
+def _is_patch(file: Path) -> bool:
+    """Whether ``napari-arssr patches`` cut the file: a manifest in its folder or above says so."""
+    for folder in (file.parent, file.parent.parent):
+        manifest = folder / MANIFEST
+        if manifest.is_file():
+            changed = manifest.stat().st_mtime_ns
+            return file.relative_to(folder).as_posix() in _patches_of(manifest, changed)
+    return False
+
+
+@lru_cache(maxsize=8)
+def _patches_of(manifest: Path, _changed: int) -> set[str]:
+    try:
+        volumes = json.loads(manifest.read_text(encoding="utf-8"))["volumes"]
+        return {patch["file"] for volume in volumes for patch in volume["patches"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(
+            f"{manifest}: the manifest of the patches cannot be read ({error}); cut them again."
+        ) from None
