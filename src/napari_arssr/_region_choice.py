@@ -104,6 +104,13 @@ class RegionChoice(QWidget):
             raise UsageError("Press Draw, and draw a rectangle over the image.")
         return self._drawn.box
 
+    def raise_box(self) -> None:
+        """Put the drawn box above all layers, a result in it for instance."""
+        shapes = None if self._drawn is None else self._drawn.shapes
+        if shapes is not None and self.by_box.isChecked():
+            layers = self._viewer.layers
+            layers.move(layers.index(shapes), len(layers))
+
     def close_down(self) -> None:
         """Let go of the viewer."""
         for events in self._movements():

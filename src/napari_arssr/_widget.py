@@ -29,6 +29,7 @@ from napari_arssr._advanced import Advanced
 from napari_arssr._compare import BEFORE_AFTER_KEY, SPLIT_KEY, Comparison
 from napari_arssr._device_choice import DeviceChoice
 from napari_arssr._image_choice import ImageChoice
+from napari_arssr._kept_place import KeptPlace
 from napari_arssr._layers import LayerData
 from napari_arssr._live_view import LiveView
 from napari_arssr._live_worker import Lend
@@ -78,6 +79,7 @@ class UpsampleWidget(QWidget):
         self._docked = False
         self._closed = False
         self._comparison = Comparison(viewer)
+        self._place = KeptPlace(viewer, self)
         self._workshop = Workshop(Speeds(weights.cache_folder() / "timing.json"))
         self.runner = Runner(self, "napari-arssr run")
         self._checker = Runner(self, "napari-arssr file")
@@ -304,6 +306,7 @@ class UpsampleWidget(QWidget):
             data, settings, _ = outcome.value
             result = self._viewer.add_image(data, **settings)
             mark_result(result, source)
+            self.region.raise_box()
             took = in_words(time.monotonic() - started)
             self.message.say(
                 f"Done in {took}: {settings['name']}. {BEFORE_AFTER_KEY} over the image compares "
@@ -444,6 +447,7 @@ class UpsampleWidget(QWidget):
             self._live.stop()
             self._live = None
         self._comparison.close()
+        self._place.close()
         for part in (self.image, self.weights, self.region, self.device, self.run):
             part.close_down()
 

@@ -1,0 +1,110 @@
+"""The desktop app: napari with this package's widget docked, and files or the demo opened."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_arssr.errors import ArssrError
+
+if TYPE_CHECKING:
+    import napari
+
+__all__ = ["build", "main", "run"]
+
+_PLUGIN = "napari-arssr"
+_INSTALL = 'pip install "napari-arssr[app]"'
+
+
+def main() -> int:
+    """The gui script: opens the files it is given."""
+    from napari_arssr import cli
+
+    return cli.main(["app", *sys.argv[1:]])
+
+
+def run(files: Sequence[Path] = (), *, demo: bool = False) -> int:
+    """Open the app and stay until it is closed.
+
+    Parameters
+    ----------
+    files : sequence of paths
+        Opened as layers, one each.
+    demo : bool
+        Open the real sample scan and upsample it.
+
+    Raises
+    ------
+    ArssrError
+        Where there is no display or no Qt.
+    """
+    check_display(os.environ, sys.platform)
+    check_qt()
+    import napari
+
+    build(files, demo=demo)
+    napari.run()
+    return 0
+
+
+def check_display(environment: Mapping[str, str], platform: str) -> None:
+    """Qt ends the process where there is no display: say so before.
+
+    Raises
+    ------
+    ArssrError
+        On a system that opens windows by X11 or Wayland, where neither is there.
+    """
+    if platform in ("win32", "darwin"):
+        return
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    if not any(environment.get(name) for name in names):
+        raise ArssrError(
+            "There is no display to open a window on: connect with 'ssh -X' or work at the "
+            "machine itself, or use the command line ('napari-arssr upsample --help')."
+        )
+
+
+def check_qt() -> None:
+    """Raise an ArssrError that says what to install where Qt is missing or broken."""
+    from importlib import import_module
+
+    try:
+        import_module("qtpy.QtWidgets")
+    except ImportError as error:  # missing, or a system library it needs
+        if "could be found" in str(error) or "No module named" in str(error):
+            raise ArssrError(
+                f"The app needs Qt, which is not installed: run '{_INSTALL}'."
+            ) from None
+        raise ArssrError(
+            f"Qt cannot be loaded ({error}): install the system library it names, or run "
+            f"'{_INSTALL}'."
+        ) from None
+
+
+def build(files: Sequence[Path] = (), *, demo: bool = False) -> napari.Viewer:
+    """A viewer with the widget docked and the layers opened, without starting Qt's loop.
+
+    A file that cannot be opened is told as a notification; the others are opened all the same.
+    """
+    import napari
+    from napari.utils.notifications import show_error
+
+    from napari_arssr._widget import UpsampleWidget
+
+    viewer = napari.Viewer(title="napari-arssr")
+    viewer.canvas.overlays.scale_bar.visible = True
+    _, widget = viewer.window.add_plugin_dock_widget(_PLUGIN)
+    for file in files:
+        try:
+            viewer.open(str(file), plugin=_PLUGIN)
+        except Exception as error:  # the reader's, or napari's own of many kinds
+            show_error(str(error))
+    if demo:
+        viewer.open_sample(_PLUGIN, "scan")
+        assert isinstance(widget, UpsampleWidget)
+        widget.run_when_ready()
+    return viewer

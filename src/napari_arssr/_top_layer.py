@@ -1,0 +1,112 @@
+"""Layers that lie on top of others."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from napari.layers import Image
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+    from napari.layers.utils.layer_utils import Extent
+
+    from napari_arssr.volume import SliceView
+
+__all__ = ["OneSlice", "TopImage"]
+
+
+class OneSlice:
+    """An array in which one slice holds a picture and all the others nothing (NaN).
+
+    It looks as deep as the layer it lies on, so that napari slices both alike, and takes no
+    more memory than the picture.
+
+    Parameters
+    ----------
+    plane : (rows, columns) array
+        Its axes in the grid's order.
+    view : SliceView
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, plane: npt.NDArray[np.float32], view: SliceView) -> None:
+        self.plane = plane
+        self._at = {
+            place: view.frame if axis < 0 else view.number
+            for place, axis in enumerate(view.layer_axes)
+            if axis not in view.axes
+        }
+        lengths = view.layer_shape
+        self._drawn = [place for place in range(len(lengths)) if place not in self._at]
+        sizes = dict(zip(self._drawn, plane.shape, strict=True))
+        self.shape = tuple(sizes.get(place, length) for place, length in enumerate(lengths))
+        self.ndim = len(self.shape)
+        self.size = math.prod(self.shape)
+
+    def __getitem__(self, index: Any) -> npt.NDArray[np.float32]:
+        parts = index if isinstance(index, tuple) else (index,)
+        if len(parts) != self.ndim or any(isinstance(parts[at], slice) for at in self._at):
+            return np.asarray(self)[index]
+        if any(parts[place] != number for place, number in self._at.items()):
+            return np.broadcast_to(np.float32(np.nan), self.shape)[index]
+        return self.plane[tuple(parts[place] for place in self._drawn)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        whole = np.full(self.shape, np.nan, dtype=dtype or self.dtype)
+        whole[tuple(self._at.get(place, slice(None)) for place in range(self.ndim))] = self.plane
+        return whole
+
+
+class TopImage(Image):  # type: ignore[misc]
+    """A layer on top of another, that counts as no larger and no finer than that one.
+
+    napari takes the ranges and steps of its sliders from the extents of all layers, and those
+    must not change with every turn of the wheel.
+
+    Parameters
+    ----------
+    beneath : Layer
+        Gives units, axis labels and extent.
+    data : array
+        As many axes as ``beneath`` has.
+    affine : (n + 1, n + 1) array
+    **settings
+        As for :class:`napari.layers.Image`.
+    """
+
+    def __init__(
+        self, beneath: Layer, data: Any, affine: npt.NDArray[np.float64], **settings: Any
+    ) -> None:
+        self._beneath = beneath
+        super().__init__(
+            data,
+            affine=affine,
+            axis_labels=beneath.axis_labels,
+            blending="translucent",
+            multiscale=False,
+            projection_mode="none",
+            rgb=False,
+            units=beneath.units,
+            **settings,
+        )
+
+    @property
+    def extent(self) -> Extent:
+        """That of the layer beneath."""
+        return self._beneath.extent
+
+    @property
+    def _type_string(self) -> str:
+        return "image"
+
+    def place(self, data: Any, affine: npt.NDArray[np.float64]) -> None:
+        """Show something else, elsewhere."""
+        # One round of events, which costs the window ten milliseconds or more, for both; and
+        # no moment in which they do not fit together.
+        with self.events.blocker_all():
+            self.affine = affine
+        self.data = data
