@@ -33,7 +33,7 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 import napari_arssr
-from napari_arssr import cli, training, weights
+from napari_arssr import cli, weights
 from napari_arssr import io as files
 from napari_arssr.models import Card, ModelConfig, build, save
 
@@ -187,12 +187,13 @@ def provenance(image: nib.Nifti1Image) -> dict[str, Any]:
 # The command itself --------------------------------------------------------------------------
 
 
-def test_without_a_command_the_help_is_printed(run: Callable[..., Ran]) -> None:
-    ran = run()
-    assert ran.status == 0
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    ran = capsys.readouterr()
     assert ran.err == ""
     assert ran.out.startswith("usage: napari-arssr")
-    for command in ("upsample", "weights", "simulate", "train"):
+    for command in ("app", "upsample", "weights", "simulate", "train"):
         assert command in ran.out
 
 
@@ -232,10 +233,10 @@ def test_a_script_may_call_it_from_any_thread(run: Callable[..., Ran]) -> None:
 
 
 def test_signal_handlers_are_put_back(run: Callable[..., Ran]) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in cli._ENDING]
     run("weights", "list")
     run("weights", "info", "nothing")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in cli._ENDING] == before
 
 
 # How fine ------------------------------------------------------------------------------------
@@ -963,7 +964,7 @@ def test_weights_that_are_none_are_refused_by_name(
     refuse(2, [str(tmp_path)], *words, tmp_path)
 
 
-# Simulation and training ---------------------------------------------------------------------
+# Simulation ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "slice-profile", "kspace", "cubic"])
@@ -1056,107 +1057,6 @@ def test_a_scanner_needs_finite_voxels_and_another_file(
     refuse(2, ["nan.nii", "not finite", "fill them"], "simulate", broken, out, "--scale", "2")
     refuse(2, ["is the input itself"], "simulate", scan, scan, "--scale", "2")
     refuse(1, ["none.nii does not exist"], "simulate", tmp_path / "none.nii", out, "--scale", "2")
-
-
-TINY_TRAINING = training.TrainingConfig(
-    model=TINY,
-    largest_scale=2,
-    patch=6,
-    lattice=4,
-    batch=2,
-    steps=2,
-    watch_every=1,
-    bfloat16=False,
-)
-
-
-@pytest.fixture
-def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defaults that a second is enough for."""
-    monkeypatch.setattr(training, "TrainingConfig", lambda: TINY_TRAINING)
-
-
-@pytest.mark.usefixtures("tiny_training")
-def test_what_was_trained_can_be_used(
-    *,
-    run: Callable[..., Ran],
-    refuse: Refuse,
-    scan: Path,
-    out: Path,
-    tmp_path: Path,
-) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for number in range(3):
-        save_scan(folder / f"{number}.nii", voxels((16, 16, 16)) + 50 * number)
-    (folder / "broken.nii").write_bytes(b"")
-    words = ["train", folder, "--out", tmp_path / "run", "--name", "mine", "--device", "cpu"]
-    options = ["--steps", "3", "--learning-rate", "0.002", "--seed", "5", "--sharp-axes", "i,j"]
-    ran = run(*words, *options, "--licence", "CC0-1.0", "--training-data", "three waves")
-    assert ran.status == 0, ran.err
-    path = tmp_path / "run" / "mine.safetensors"
-    *lines, last = ran.out.splitlines()
-    assert last == str(path)
-    assert [line.split()[1] for line in lines] == ["1", "2", "3"]
-    assert "100%" in lines[-1]
-    assert "dB over cubic" in lines[-1]
-    warning = one_sentence(ran.err)
-    assert "left out" in warning
-    assert "broken.nii is empty" in warning
-    card = weights.load(path).card
-    assert (card.licence, card.training_data) == ("CC0-1.0", "three waves")
-    assert card.training["config"]["sharp_axes"] == [1, 2]  # of (z, y, x)
-    assert card.training["config"]["learning_rate"] == 0.002
-    assert len(card.training["files_sha256"]) == 3
-    words_to_use = ["upsample", scan, out, "--scale", "2", "--weights", path, "--quiet"]
-    assert run(*words_to_use) == Ran(0, "", "")
-
-    (folder / "broken.nii").unlink()
-    refuse(2, [str(tmp_path / "run"), "holds a run already", "resume"], *words, *options)
-    ran = run(*words, *options[2:], "--steps", "4", "--resume", "--quiet")
-    assert ran == Ran(0, "", "")
-    assert weights.load(path).card.training["steps"] == 4
-    refuse(2, ["learning_rate"], *words, "--steps", "5", "--resume")
-
-
-@pytest.mark.usefixtures("tiny_training")
-@pytest.mark.parametrize(
-    ("options", "parts"),
-    [
-        (["--steps", "0"], ["steps", "at least 1", "0"]),
-        (["--minutes", "-1"], ["inutes", "negative"]),
-        (["--learning-rate", "0"], ["earning rate"]),
-        (["--patch", "0"], ["patch", "at least 1"]),
-        (["--batch", "x"], ["--batch", "'x'"]),
-        (["--sharp-axes", "x,y"], ["--sharp-axes", "'x,y'", "i, j, k"]),
-        (["--device", "cuda:99"], ["'cuda:99'", "cpu"]),
-        (["--name", "a/b"], ["'a/b'", "name"]),
-        (["--holdout", "5"], ["5 held out"]),
-    ],
-)
-def test_training_that_cannot_be_meant_is_wrong_use(
-    refuse: Refuse, tmp_path: Path, options: list[str], parts: list[str]
-) -> None:
-    run_folder = tmp_path / "run"
-    run_folder.mkdir()
-    source = save_scan(tmp_path / "a.nii", voxels((16, 16, 16)))
-    refuse(2, parts, "train", source, "--out", run_folder, *options)
-
-
-@pytest.mark.usefixtures("tiny_training")
-def test_training_without_volumes_or_a_place(run: Callable[..., Ran], tmp_path: Path) -> None:
-    ran = run("train", tmp_path / "none", "--out", tmp_path / "run")
-    left_out, closing = ran.err.splitlines()
-    assert ran.status == 2
-    assert f"left out: {tmp_path / 'none'} does not exist" in left_out
-    assert f"no volume to train on in {tmp_path / 'none'}" in closing
-    assert list(tmp_path.iterdir()) == []
-    for name in ("a.nii", "b.nii"):
-        save_scan(tmp_path / name, voxels((16, 16, 16)) + len(name) * (name == "a.nii"))
-    (tmp_path / "file").write_text("")
-    ran = run("train", tmp_path / "a.nii", tmp_path / "b.nii", "--out", tmp_path / "file")
-    assert ran.status == 1
-    assert str(tmp_path / "file") in one_sentence(ran.err)
 
 
 # Bad input: files ----------------------------------------------------------------------------
@@ -1483,6 +1383,7 @@ def child(tmp_path: Path, tiny: Path) -> Iterator[Callable[[str], subprocess.Pop
         ("decode_lattice", [signal.SIGINT]),
         ("write", [signal.SIGINT, signal.SIGINT]),  # an impatient person
         ("encode", [signal.SIGTERM, signal.SIGTERM]),  # as timeout sends it
+        ("encode", [signal.SIGHUP]),  # its terminal was closed
     ],
 )
 def test_an_interrupted_command_leaves_nothing_and_says_one_line(
@@ -1507,7 +1408,7 @@ def test_an_interrupted_command_leaves_nothing_and_says_one_line(
 @pytest.fixture
 def interruption() -> Iterator[Callable[[], None]]:
     """Ctrl-C, lost: as where an extension module makes something else of the exception."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in cli._ENDING}
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def lose() -> None:

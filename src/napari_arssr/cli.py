@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.evaluation.cli import add_evaluate
+from napari_arssr.training.cli import add_commands
 
 if TYPE_CHECKING:
     from napari_arssr.degradation import Kind, ScannerModel
@@ -34,9 +36,10 @@ _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; ``arguments`` are the process's own by default."""
+    words = _with_app(sys.argv[1:] if arguments is None else arguments)
     with _ended_by_signals() as ended:
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments, ended)
+            return _run(words, ended)
         except BrokenPipeError:
             # The reader of our output has gone; Python would complain once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,9 +60,6 @@ def _run(arguments: Sequence[str], ended: Callable[[], bool]) -> int:
         parser = _parser()
         parser.set_defaults(ended=ended)
         options = parser.parse_args(_with_negative_values(arguments))
-        if options.run is None:
-            parser.print_help()
-            return 0
         return int(options.run(options))
     finally:
         sys.stdout.flush()  # while what goes wrong in it is still caught
@@ -91,7 +91,7 @@ def _ended_by_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in _ENDING}
     for number, handler in before.items():
         # One that is ignored, as in a background job of a shell, stays so.
         if handler in (signal.SIG_DFL, signal.default_int_handler):
@@ -106,6 +106,16 @@ def _ended_by_signals() -> Iterator[Callable[[], bool]]:
 
 
 _DEAF_SECONDS = 3.0
+# Ctrl-C, a cluster's end, and where there are such things a terminal that was closed.
+_ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+def _with_app(words: Sequence[str]) -> list[str]:
+    """The app's name put before what only the app can mean: nothing, ``--demo``, a file."""
+    app = not words or words[0] == "--demo" or Path(words[0]).is_file()
+    return ["app", *words] if app else list(words)
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:
@@ -123,6 +133,15 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 def _say(error: object, status: int) -> int:
     print(f"napari-arssr: {error}", file=sys.stderr)
     return status
+
+
+# ----------------------------------------------------------------------------------- app
+
+
+def _app(options: argparse.Namespace) -> int:
+    from napari_arssr import _app
+
+    return _app.run(options.files, demo=options.demo)
 
 
 # ------------------------------------------------------------------------------ upsample
@@ -372,52 +391,6 @@ def _simulate(options: argparse.Namespace) -> int:
     return 0
 
 
-# --------------------------------------------------------------------------------- train
-
-
-def _train(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from napari_arssr.training import TrainingConfig, train_files
-
-    given = {
-        name: getattr(options, name)
-        for name in ("steps", "minutes", "batch", "patch", "learning_rate", "seed", "holdout")
-        if getattr(options, name) is not None
-    }
-    if "minutes" in given and "steps" not in given:
-        given["steps"] = 10**9
-    if options.sharp_axes is not None:
-        # The file's i, j, k are the array's axes 2, 1, 0.
-        given["sharp_axes"] = tuple(sorted(2 - "ijk".index(axis) for axis in options.sharp_axes))
-    config = replace(TrainingConfig(), **given)
-
-    def report(progress: Any) -> None:
-        if not options.quiet:
-            left = progress.seconds * (1 - progress.share) / max(progress.share, 1e-9)
-            print(
-                f"step {progress.step}  {progress.share:4.0%}  loss {progress.loss:.5f}  "
-                f"{progress.gain:+.2f} dB over cubic (held out)  {left / 60:.0f} min left",
-                flush=True,
-            )
-
-    path = train_files(
-        options.data,
-        options.out,
-        config,
-        name=options.name,
-        licence=options.licence,
-        training_data=options.training_data,
-        device=options.device,
-        resume=options.resume,
-        report=report,
-        warn=lambda text: print(f"napari-arssr: {text}", file=sys.stderr),
-    )
-    if not options.quiet:
-        print(path)
-    return 0
-
-
 # -------------------------------------------------------------------------------- parser
 
 
@@ -432,15 +405,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="napari-arssr",
         description="Raise the resolution of 3D volumes by any factor.",
-        epilog="Three numbers are in the file's own order (i, j, k).",
+        epilog="Without a command the app opens, with the files that are named. Three numbers are "
+        "in the file's own order (i, j, k).",
     )
     parser.add_argument("--version", action=_Version)
-    parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_app(commands)
     _add_upsample(commands)
     _add_weights(commands)
     _add_simulate(commands)
-    _add_train(commands)
+    add_commands(commands)
+    add_evaluate(commands)
     return parser
 
 
@@ -455,6 +430,18 @@ class _Version(argparse.Action):
 
         print(f"napari-arssr {napari_arssr.__version__}")
         raise SystemExit(0)
+
+
+def _add_app(commands: Any) -> None:
+    command = commands.add_parser(
+        "app",
+        help="open the app: napari with the upsampling widget",
+        description="Open napari with the upsampling widget docked. 'napari-arssr FILE …' does the "
+        "same.",
+    )
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="scans to open")
+    command.add_argument("--demo", action="store_true", help="open a real scan and upsample it")
+    command.set_defaults(run=_app)
 
 
 def _add_upsample(commands: Any) -> None:
@@ -564,36 +551,6 @@ def _add_simulate(commands: Any) -> None:
     command.set_defaults(run=_simulate)
 
 
-def _add_train(commands: Any) -> None:
-    command = commands.add_parser(
-        "train",
-        help="train a network on your own volumes",
-        description="Train a network on high-resolution volumes. Low-resolution volumes are made "
-        "from them afresh at every step.",
-    )
-    command.add_argument("data", nargs="+", type=Path, metavar="DATA", help="files or folders")
-    command.add_argument(
-        "--out", type=Path, required=True, help="folder of the run: checkpoint, log, weights"
-    )
-    command.add_argument("--name", default="trained", help="of the weights (default: trained)")
-    command.add_argument("--minutes", type=float, help="length of the run in time")
-    command.add_argument("--steps", type=int, help="length of the run in steps")
-    command.add_argument("--batch", type=int, help="pairs a step")
-    command.add_argument("--patch", type=int, help="LR voxels along each axis of a pair")
-    command.add_argument("--learning-rate", type=float)
-    command.add_argument("--seed", type=int)
-    command.add_argument("--holdout", type=int, help="volumes kept back to watch the run")
-    command.add_argument(
-        "--sharp-axes", type=_axes, help="i,j: axes along which the files are sharp"
-    )
-    command.add_argument("--device", default="auto")
-    command.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
-    command.add_argument("--licence", default="", help="of the weights, for their header")
-    command.add_argument("--training-data", default="", help="a citation, for the header")
-    command.add_argument("--quiet", action="store_true")
-    command.set_defaults(run=_train)
-
-
 def _add_quiet_and_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
     command.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -636,13 +593,6 @@ def _shape(text: str) -> tuple[int, ...]:
     if min(i, j, k) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: every number must be at least 1")
     return k, j, i
-
-
-def _axes(text: str) -> tuple[str, ...]:
-    axes = tuple(text.replace(",", ""))
-    if not axes or set(axes) - set("ijk"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of the axes i, j, k")
-    return axes
 
 
 def _bytes(text: str) -> int:

@@ -1,0 +1,149 @@
+"""The app: what opens, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import napari
+import nibabel as nib
+import numpy as np
+import pytest
+from napari.utils.notifications import Notification, notification_manager
+
+from napari_arssr import _app, cli
+from napari_arssr._widget import UpsampleWidget
+from napari_arssr.errors import ArssrError
+
+
+@pytest.fixture
+def build(qtbot: object) -> Iterator[Callable[..., napari.Viewer]]:
+    """Builds the app's window as a user meets it; closed at the end."""
+    viewers: list[napari.Viewer] = []
+
+    def make(*files: Path, demo: bool = False) -> napari.Viewer:
+        viewers.append(_app.build(files, demo=demo))
+        return viewers[-1]
+
+    yield make
+    for viewer in viewers:
+        viewer.close()
+
+
+def scan(path: Path, value: float) -> Path:
+    data = np.random.default_rng(0).normal(value, 10, (6, 7, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.diag([2.0, 2, 3, 1])), path)
+    return path
+
+
+def test_files_are_opened_beside_the_widget(
+    build: Callable[..., napari.Viewer], tmp_path: Path
+) -> None:
+    one, two = scan(tmp_path / "one.nii", 50), scan(tmp_path / "two.nii.gz", 90)
+    viewer = build(one, two)
+    assert [layer.name for layer in viewer.layers] == ["one", "two"]
+    assert viewer.canvas.overlays.scale_bar.visible
+    docked = [dock.inner_widget() for dock in viewer.window._wrapped_dock_widgets.values()]
+    assert any(isinstance(widget, UpsampleWidget) for widget in docked)
+
+
+def test_a_file_that_cannot_be_opened_is_told_and_the_others_open(
+    build: Callable[..., napari.Viewer], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.nii"
+    broken.write_bytes(b"not a scan")
+    told: list[Notification] = []
+    notification_manager.notification_ready.connect(told.append)
+    viewer = build(broken, scan(tmp_path / "good.nii", 50))
+    assert [layer.name for layer in viewer.layers] == ["good"]
+    assert any("broken.nii" in str(note.message) for note in told)
+
+
+def test_without_a_display_it_says_so_in_one_line() -> None:
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    ran = subprocess.run(
+        [sys.executable, "-m", "napari_arssr"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    assert ran.stderr.count("\n") == 1
+    assert "no display" in ran.stderr
+    assert "napari-arssr upsample --help" in ran.stderr
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_other_systems_have_a_display_of_their_own(platform: str) -> None:
+    _app.check_display({}, platform)
+    with pytest.raises(ArssrError, match="no display"):
+        _app.check_display({"DISPLAY": ""}, "linux")
+
+
+def test_without_qt_it_says_what_to_install() -> None:
+    code = """
+import sys
+for name in ("PyQt5", "PyQt6", "PySide2", "PySide6"):
+    sys.modules[name] = None
+from napari_arssr import cli
+sys.exit(cli.main(["app"]))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "QT_API"}
+        | {"DISPLAY": ":0"},
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert 'pip install "napari-arssr[app]"' in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "demo"),
+    [([], 0, False), (["--demo"], 0, True), (["a.nii", "b.nii"], 2, False), (["app"], 0, False)],
+)
+def test_the_app_is_what_opens_without_a_command(
+    words: list[str],
+    files: int,
+    demo: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.nii", "b.nii"):
+        scan(tmp_path / name, 50)
+    asked: list[tuple[int, bool]] = []
+
+    def run(named: list[Path], *, demo: bool) -> int:
+        asked.append((len(named), demo))
+        return 0
+
+    monkeypatch.setattr(_app, "run", run)
+    assert cli.main(words) == 0
+    assert asked == [(files, demo)]
+
+
+def test_the_demo_opens_the_scan_and_runs(
+    build: Callable[..., napari.Viewer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    asked: list[str] = []
+
+    def work(_widget: UpsampleWidget) -> None:
+        asked.append(_widget.image.layer.name)
+
+    monkeypatch.setattr(UpsampleWidget, "start", work)
+    viewer = build(demo=True)
+    (scan,) = viewer.layers
+    assert scan.data.shape[-3:] == (24, 96, 128)
+    assert asked == [scan.name]
