@@ -149,10 +149,14 @@ class ResidualDecoder(nn.Module):
         return projected
 
     def forward(self, features: Tensor, positions: Matrices) -> Tensor:
-        """Residuals (…) from prepared features (…, width) and three terms (…, width)."""
-        z, y, x = positions
-        # Two of the three are added where they are small.
-        hidden = _linear_relu(self.hidden, (features + (y + x)).add_(z).relu_())
+        """Residuals (…) from prepared features (…, width), which are overwritten, and three terms.
+
+        The terms (…, width) are those of :meth:`position_term`, shaped to broadcast over the
+        features.
+        """
+        # Two of the three are added to each other, where that takes least.
+        small, middle, large = sorted(positions, key=Tensor.numel)
+        hidden = _linear_relu(self.hidden, features.add_(small + middle).add_(large).relu_())
         result: Tensor = self.head(hidden)
         return result[..., 0]
 
@@ -168,16 +172,32 @@ class ResidualDecoder(nn.Module):
 def _linear_relu(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """Linear layers with a ReLU after each, last axis to last axis; other modules are skipped.
 
-    Without gradients bias and ReLU are applied by the matrix product itself, which saves a
-    pass over memory a layer: an eighth of the time.
+    Without gradients bias and ReLU are applied by the matrix product itself, which saves one
+    pass over memory a layer, two with oneDNN.
     """
     shape = x.shape[:-1]
     x = x.reshape(-1, x.shape[-1])
     for layer in layers:
         if not isinstance(layer, nn.Linear):
             continue
+        weight, bias = layer.weight, layer.bias
         if torch.is_grad_enabled():
             x = layer(x).relu_()
+        elif _is_onednns(x, weight):
+            x = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu", [], "")
         else:
-            x = torch._addmm_activation(layer.bias, x, layer.weight.T)
+            x = torch._addmm_activation(bias, x, weight.T)
     return x.reshape(*shape, -1)
+
+
+def _is_onednns(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN multiplies these: some processors have none, and autocast mixes types."""
+    if (
+        x.device.type != "cpu"
+        or x.dtype != weight.dtype
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return False
+    if x.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return x.dtype == torch.float32

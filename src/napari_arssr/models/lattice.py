@@ -31,19 +31,21 @@ def interpolate_lattice(nodes: Tensor, matrices: Matrices) -> Tensor:
     -------
     (…, mz, my, mx, channels) tensor
     """
-    # x, then y, then z: with channels last each is a plain product without a transpose, and
-    # the largest one comes once.
     dtype = nodes.dtype
     if nodes.device.type == "cpu" and not torch.is_grad_enabled():
         # Processors multiply such small matrices faster in float32 than in anything shorter.
         nodes = nodes.float()
-    along_z, along_y, along_x = (matrix.to(nodes.dtype) for matrix in matrices)
-    *batch, z, y, _, channels = nodes.shape
-    result = torch.matmul(along_x[..., None, None, :, :], nodes)
-    result = torch.matmul(along_y[..., None, :, :], result.reshape(*batch, z, y, -1))
-    result = torch.matmul(along_z, result.reshape(*batch, z, -1))
-    sizes = (along_z.shape[-2], along_y.shape[-2], along_x.shape[-2])
-    return result.reshape(*batch, *sizes, channels).to(dtype)
+    result = nodes
+    # With channels last each axis is a plain product without a transpose, in any order: first
+    # the axes that grow least (a slice shrinks), so that the largest product comes once.
+    growth = [matrix.shape[-2] / matrix.shape[-1] for matrix in matrices]
+    for axis in sorted((2, 1, 0), key=growth.__getitem__):
+        matrix = matrices[axis].to(nodes.dtype)
+        along = matrix.reshape(*matrix.shape[:-2], *[1] * axis, *matrix.shape[-2:])
+        before, after = result.shape[: axis - 4], result.shape[axis - 3 :]
+        result = torch.matmul(along, result.reshape(*before, matrix.shape[-1], -1))
+        result = result.reshape(*before, matrix.shape[-2], *after)
+    return result.to(dtype)
 
 
 def interpolate_scalars(nodes: Tensor, matrices: Matrices) -> Tensor:
