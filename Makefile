@@ -10,6 +10,9 @@ export NAPARI_ENSURE_PLUGIN_MAIN_THREAD = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 PIP_INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt --editable
+# A virtual X server where there is no display but one can be had.
+UNDER_A_DISPLAY = $(shell [ -n "$$DISPLAY" ] || ! command -v xvfb-run >/dev/null || \
+	echo 'xvfb-run --auto-servernum --server-args "-screen 0 1600x1200x24 +extension GLX"')
 # Files whose change calls for a new install.
 RECIPE := pyproject.toml constraints.txt
 
@@ -36,9 +39,10 @@ lint: $(VENV)/.installed-dev ## Check style and types
 docs: $(VENV)/.installed-docs ## Build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.installed ## Measure speed and memory
+bench: $(VENV)/.installed-app ## Measure speed and memory
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/training.py
+	$(UNDER_A_DISPLAY) $(BIN)/python -W ignore benchmarks/live_view.py
 
 clean: ## Remove what the other commands made, except .venv
 	rm -rf build dist site $(DEMO_OUTPUT) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -4,7 +4,9 @@
 
 Live view is timed from the camera's event to the picture's being in its layer, on a canvas of
 512 × 512 pixels, features cached. The longest gap is between the ticks of a timer of the window
-that wants to tick every 5 ms, during a run of a whole volume, first import of torch included.
+that wants to tick every 5 ms: while PyTorch is imported, which a new widget does by itself in its
+thread, and during a run of a whole volume after that. Every paint of the window counts in all of
+them, and takes 20 ms and more where there is no graphics card.
 """
 
 from __future__ import annotations
@@ -71,7 +73,6 @@ def opening() -> None:
 def window() -> None:
     """A run of a whole volume, then the live view, in one window."""
     import napari
-    from qtpy.QtCore import QTimer
 
     from napari_arssr._layers import image_layer
     from napari_arssr._widget import UpsampleWidget
@@ -86,25 +87,33 @@ def window() -> None:
     viewer.add_image(array, **settings)
     widget = UpsampleWidget(viewer)
     viewer.window.add_dock_widget(widget, name="Upsample")
+    gap = longest_gap(lambda: "looking" not in widget.device.device.native.currentText())
+    report("PyTorch is imported: longest gap between window events, ms", gap, "once")
+
     widget.output.scale.value = 3.0
     work(widget.run.button.isEnabled)
     rest(1)
+    widget.run.button.click()
+    gap = longest_gap(lambda: widget.runner.state is State.IDLE)
+    assert len(viewer.layers) == 2, widget.message.text()
+    report("48×64×64 ×3, whole: longest gap between window events, ms", gap, "≤ 50")
+    viewer.layers[-1].visible = False
+
+    live_view(viewer, widget)
+    viewer.close()
+
+
+def longest_gap(until: Callable[[], bool]) -> float:
+    """The longest time without an event of the window, ms, until something is so."""
+    from qtpy.QtCore import QTimer
 
     ticks: list[float] = []
     clock = QTimer()
     clock.timeout.connect(lambda: ticks.append(time.perf_counter()))
     clock.start(5)
-    rest(0.1)
-    widget.run.button.click()
-    work(lambda: widget.runner.state is State.IDLE)
+    work(until)
     clock.stop()
-    assert len(viewer.layers) == 2, widget.message.text()
-    gap = max(after - before for before, after in pairwise(ticks))
-    report("48×64×64 ×3, whole: longest gap between window events, ms", 1000 * gap, "≤ 50")
-    viewer.layers[-1].visible = False
-
-    live_view(viewer, widget)
-    viewer.close()
+    return 1000 * max(after - before for before, after in pairwise(ticks))
 
 
 def live_view(viewer: Any, widget: Any) -> None:

@@ -114,7 +114,7 @@ class Scene:
         """Whether the finest picture of what is seen now is shown."""
         newest = self.live._desk.newest
         return (
-            not self.live._gather.isActive()
+            not self.live._gather.waiting
             and newest is not None
             and self.live._shown == (newest.number, len(newest.stages) - 1)
         )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error
 from psygnal import Signal
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QCoreApplication, QEvent, QObject, QTimer
 from qtpy.QtGui import QGuiApplication
 
 from napari_arssr._layers import volume_of
@@ -63,8 +63,10 @@ Link = tuple[Any, Callable[..., None]]  # an event and what hears it
 _COARSE = (1 / 4, 1 / 2)
 _WORTH_SHOWING = 1.2
 
-_GATHER = 4  # milliseconds: one turn of the wheel moves zoom and centre, and is one request
 _LOOK_EVERY = 4  # milliseconds, while an answer is awaited
+# Seconds after which it is said what is awaited. Every word has the whole window painted again,
+# which takes time from the picture.
+_PATIENT = 0.3
 
 _STEADY = ("scale", "translate", "rotate", "shear", "affine", "units")
 _LOOKS = ("contrast_limits_range", "contrast_limits", "colormap", "gamma", "opacity")
@@ -112,10 +114,7 @@ class LiveView:
         self._updating = False
         self._said = ""
         self._stopped_dropped = 0
-        self._gather = QTimer()
-        self._gather.setSingleShot(True)
-        self._gather.setInterval(_GATHER)
-        self._gather.timeout.connect(self._ask)
+        self._gather = _Soon(self._ask)
         self._watch = QTimer()
         self._watch.setInterval(_LOOK_EVERY)
         self._watch.timeout.connect(self._collect)
@@ -235,8 +234,7 @@ class LiveView:
 
     def _changed(self, _event: object = None) -> None:
         """Ask soon; what changes in the meantime is one request."""
-        if not self._gather.isActive():
-            self._gather.start()
+        self._gather.start()
 
     def _moved(self, _event: object = None) -> None:
         self._volume = None
@@ -321,7 +319,7 @@ class LiveView:
             seen,
             stages,
             self._lend,
-            time.perf_counter() - _GATHER / 1000,
+            time.perf_counter(),
         )
 
     def _rest(self, reason: str) -> None:
@@ -361,7 +359,7 @@ class LiveView:
         newest = self._desk.newest
         if newest is None or self._shown == (newest.number, len(newest.stages) - 1):
             self._watch.stop()
-        elif self._desk.doing:
+        elif self._desk.doing and time.perf_counter() - newest.asked > _PATIENT:
             self._say(f"Live view: {self._desk.doing} …")
 
     def _show(self, answer: Answer) -> None:
@@ -425,6 +423,37 @@ class LiveView:
         if text != self._said:
             self._said = text
             self.state.emit(text)
+
+
+class _Soon(QObject):
+    """Calls once the event that is being handled is over, and before the window is painted.
+
+    One turn of the wheel moves zoom and centre, and is one call.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__()
+        self._call = call
+        self.waiting = False
+
+    def start(self) -> None:
+        """Call soon."""
+        if not self.waiting:
+            self.waiting = True
+            QCoreApplication.postEvent(self, QEvent(QEvent.Type.User))
+
+    def stop(self) -> None:
+        """Do not."""
+        self.waiting = False
+
+    def event(self, event: QEvent | None) -> bool:
+        """It is soon."""
+        if event is None or event.type() != QEvent.Type.User:
+            return super().event(event)
+        if self.waiting:
+            self.waiting = False
+            self._call()
+        return True
 
 
 def _stages(view: SliceView) -> tuple[Patch, ...]:

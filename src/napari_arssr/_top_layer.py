@@ -82,6 +82,7 @@ class TopImage(Image):  # type: ignore[misc]
         self, beneath: Layer, data: Any, affine: npt.NDArray[np.float64], **settings: Any
     ) -> None:
         self._beneath = beneath
+        self._placing = False
         super().__init__(
             data,
             affine=affine,
@@ -105,8 +106,18 @@ class TopImage(Image):  # type: ignore[misc]
 
     def place(self, data: Any, affine: npt.NDArray[np.float64]) -> None:
         """Show something else, elsewhere."""
-        # One round of events, which costs the window ten milliseconds or more, for both; and
-        # no moment in which they do not fit together.
-        with self.events.blocker_all():
-            self.affine = affine
-        self.data = data
+        # Each setter refreshes the layer and tells the window, ten milliseconds or more: once
+        # is enough, when both fit together. Sliders do not change, see ``extent``.
+        self._placing = True
+        try:
+            with self.events.blocker_all():
+                self.affine = affine
+                self.data = data
+        finally:
+            self._placing = False
+        self.refresh()
+
+    def refresh(self, event: Any = None, **parts: bool) -> None:
+        """As an image's, without a thumbnail, which nobody looks at while the camera moves."""
+        if not self._placing:
+            super().refresh(event, **{**parts, "thumbnail": False, "highlight": False})
