@@ -132,6 +132,13 @@ def test_the_app_is_what_opens_without_a_command(
     assert asked == [(files, demo)]
 
 
+def test_a_file_that_is_not_there_is_told_before_a_window_opens(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["missing.nii.gz"]) == 1
+    assert "missing.nii.gz: there is no such file" in capsys.readouterr().err
+
+
 def test_the_demo_opens_the_scan_and_runs(
     build: Callable[..., napari.Viewer],
     monkeypatch: pytest.MonkeyPatch,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_arssr.errors import ArssrError
+from napari_arssr.errors import ArssrError, FileError
 
 if TYPE_CHECKING:
     import napari
@@ -39,8 +39,11 @@ def run(files: Sequence[Path] = (), *, demo: bool = False) -> int:
     Raises
     ------
     ArssrError
-        Where there is no display or no Qt.
+        Where there is no display or no Qt, or a file is missing.
     """
+    for file in files:
+        if not file.exists():
+            raise FileError(f"{file}: there is no such file; check the name.")
     check_display(os.environ, sys.platform)
     check_qt()
     import napari

@@ -113,8 +113,11 @@ _ENDING = [
 
 
 def _with_app(words: Sequence[str]) -> list[str]:
-    """The app's name put before what only the app can mean: nothing, ``--demo``, a file."""
-    app = not words or words[0] == "--demo" or Path(words[0]).is_file()
+    """The app's name put before what only the app can mean: nothing, ``--demo``, a file.
+
+    No command has a dot in its name, so that a file which is not there is told as such.
+    """
+    app = not words or words[0] == "--demo" or ("." in words[0] and words[0][0] != "-")
     return ["app", *words] if app else list(words)
 
 
