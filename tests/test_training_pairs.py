@@ -33,8 +33,10 @@ TINY = ModelConfig(
     layers=2,
 )
 CONFIG = TrainingConfig(model=TINY, patch=8, lattice=6, batch=2, largest_scale=2.5)
-PLAIN = Augmentation(noise=0, contrast=0, blur=0, in_plane=0, ideal=0)
-NOTHING = replace(PLAIN, other_width=0, other_kind=0, anisotropic=0, thick_slices=0)
+PLAIN = Augmentation(noise=0, contrast=0, bias_field=0, blur=0, in_plane=0, ideal=0)
+NOTHING = replace(
+    PLAIN, other_width=0, other_kind=0, mixed=0, cubic=0, anisotropic=0, thick_slices=0
+)
 PAPER = replace(
     preset("paper").training,
     model=replace(TINY, decoder="published", decoder_depth=4),

@@ -104,12 +104,12 @@ class Augmentation:
     other_width: float = 0.25
     width_factor: float = 1.8
     other_kind: float = 0.15
-    mixed: float = 0.0
-    cubic: float = 0.0
+    mixed: float = 0.05
+    cubic: float = 0.05
     noise: float = 0.3
     largest_noise: float = 0.04
     contrast: float = 0.25
-    bias_field: float = 0.0
+    bias_field: float = 0.1
     largest_bias: float = 0.3
     in_plane: float = 0.1
     blur: float = 0.2
