@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
+from tiny import Ran, Run, save_tiny
 
 # Threads off the main one must not touch a viewer: napari raises instead of risking a crash.
 os.environ["NAPARI_ENSURE_PLUGIN_MAIN_THREAD"] = "1"
@@ -34,3 +36,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 f"{item.name} opens a window, and there is neither Xvfb nor a display: "
                 "run scripts/system-libraries.sh first."
             )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small network, see :func:`tiny.tiny_network`."""
+    return save_tiny(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+    from napari_arssr import cli
+
+    def go(*words: object) -> Ran:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as end:  # argparse
+            status = end.code if isinstance(end.code, int) else -1
+        printed = capsys.readouterr()
+        return Ran(status, printed.out, printed.err)
+
+    return go

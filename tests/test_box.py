@@ -10,7 +10,6 @@ import napari
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from napari.components import ViewerModel
 from napari.layers import Image
 from pytestqt.qtbot import QtBot
@@ -18,13 +17,13 @@ from qtpy.QtCore import QEvent, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import QApplication
 from scipy.spatial.transform import Rotation
-from torch import nn
+from tiny import TINY, tiny_network
 
 from napari_arssr._box import DrawnBox
 from napari_arssr._layers import image_layer, volume_of
 from napari_arssr._view import affine_of, is_helper, view_of
 from napari_arssr.errors import UsageError
-from napari_arssr.models import Card, ModelConfig, build
+from napari_arssr.models import Card
 from napari_arssr.upsampling import encode
 from napari_arssr.volume import Box, Grid, Volume
 from napari_arssr.weights import Loaded
@@ -488,20 +487,8 @@ def test_planes_and_series_have_boxes_too(begin: Begin) -> None:
 
 def test_only_the_box_is_encoded_and_dragging_it_again_uses_that(begin: Begin) -> None:
     scene = begin(a_volume((24, 60, 64)))
-    torch.manual_seed(0)
-    tiny = ModelConfig(
-        decoder="residual",
-        feature_dim=6,
-        decoder_depth=2,
-        decoder_width=8,
-        features=4,
-        growth=3,
-        blocks=2,
-        layers=2,
-    )
-    model = build(tiny)
-    nn.init.normal_(model.decoder.head.weight, std=0.1)
-    weights = Loaded(model.eval(), Card(tiny, name="tiny"), "tiny", "percentile", False)
+    card = Card(TINY, name="tiny")
+    weights = Loaded(tiny_network().eval(), card, "tiny", "percentile", False)
     scene.look_at((10, 30, 32))
     scene.drawn.draw()
     scene.drag((10, 24.5, 26.5), (10, 36.5, 38.5))

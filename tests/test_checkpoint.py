@@ -14,21 +14,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import TINY
 from torch import Tensor
 
 from napari_arssr.errors import FileError
 from napari_arssr.models import ArSSR, Card, ModelConfig, build, load, read_card, save
 
-TINY = ModelConfig(
-    decoder="residual",
-    feature_dim=6,
-    decoder_depth=3,
-    decoder_width=8,
-    features=4,
-    growth=3,
-    blocks=2,
-    layers=2,
-)
 CARD = Card(
     config=TINY,
     name="tiny",

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,62 +30,18 @@ import tifffile
 import torch
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
-from torch import nn
+from tiny import Ran, Run
 
 import napari_arssr
 from napari_arssr import cli, weights
 from napari_arssr import io as files
-from napari_arssr.models import Card, ModelConfig, build, save
+from napari_arssr.models import ModelConfig, build
 
 # Sizes as the file counts them: (i, j, k).
 SHAPE = (10, 9, 6)
 SIZES = (1.1, 0.9, 3.0)
-TINY = ModelConfig(
-    decoder="residual",
-    feature_dim=6,
-    decoder_depth=3,
-    decoder_width=8,
-    features=4,
-    growth=3,
-    blocks=2,
-    layers=2,
-)
 
 Refuse = Callable[..., str]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command gave back and printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def go(*words: object) -> Ran:
-        capsys.readouterr()
-        try:
-            status = cli.main([str(word) for word in words])
-        except SystemExit as end:  # argparse
-            status = end.code if isinstance(end.code, int) else -1
-        printed = capsys.readouterr()
-        return Ran(status, printed.out, printed.err)
-
-    return go
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network of random weights, its head included: it adds something of size 0.1."""
-    torch.manual_seed(0)
-    model = build(TINY)
-    nn.init.normal_(model.decoder.head.weight, std=0.1)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save(path, model, Card(TINY, name="tiny"), torch.float32)
-    return path
 
 
 def oblique() -> npt.NDArray[np.float64]:
@@ -125,9 +81,7 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def upsampled(
-    run: Callable[..., Ran], tiny: Path, scan: Path, out: Path
-) -> Callable[..., nib.Nifti1Image]:
+def upsampled(run: Run, tiny: Path, scan: Path, out: Path) -> Callable[..., nib.Nifti1Image]:
     """Upsample ``scan`` with the tiny network and options, and load the result."""
 
     def go(*options: object, source: Path = scan, output: Path = out) -> nib.Nifti1Image:
@@ -156,7 +110,7 @@ def one_sentence(err: str) -> str:
 
 
 @pytest.fixture
-def refuse(run: Callable[..., Ran], tmp_path: Path) -> Refuse:
+def refuse(run: Run, tmp_path: Path) -> Refuse:
     """Run what fails: one sentence with all ``parts``, the status, and no file has changed."""
 
     def go(status: int, parts: list[str], *words: object) -> str:
@@ -197,7 +151,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         assert command in ran.out
 
 
-def test_the_version(run: Callable[..., Ran]) -> None:
+def test_the_version(run: Run) -> None:
     ran = run("--version")
     assert ran == Ran(0, f"napari-arssr {napari_arssr.__version__}\n", "")
 
@@ -223,7 +177,7 @@ def test_wrong_words_give_one_line_and_the_way_to_the_help(
     refuse(2, [*parts, "see 'napari-arssr", "--help'"], *words)
 
 
-def test_a_script_may_call_it_from_any_thread(run: Callable[..., Ran]) -> None:
+def test_a_script_may_call_it_from_any_thread(run: Run) -> None:
     """Signal handlers can be set in the main one only."""
     statuses: list[int] = []
     thread = threading.Thread(target=lambda: statuses.append(cli.main(["weights", "list"])))
@@ -232,7 +186,7 @@ def test_a_script_may_call_it_from_any_thread(run: Callable[..., Ran]) -> None:
     assert statuses == [0]
 
 
-def test_signal_handlers_are_put_back(run: Callable[..., Ran]) -> None:
+def test_signal_handlers_are_put_back(run: Run) -> None:
     before = [signal.getsignal(number) for number in cli._ENDING]
     run("weights", "list")
     run("weights", "info", "nothing")
@@ -451,9 +405,7 @@ def test_a_frame_that_is_not_there_is_wrong_use(
 # Settings ------------------------------------------------------------------------------------
 
 
-def test_the_bundled_weights_are_the_default(
-    run: Callable[..., Ran], scan: Path, out: Path
-) -> None:
+def test_the_bundled_weights_are_the_default(run: Run, scan: Path, out: Path) -> None:
     ran = run("upsample", scan, out, "--scale", "2", "--box", "2:6,2:6,1:5", "--quiet")
     assert ran == Ran(0, "", "")
     image = nib.load(out)
@@ -610,7 +562,7 @@ def test_the_header_says_what_made_it(
 
 
 def test_pairs_and_stacks_are_written_by_suffix(
-    run: Callable[..., Ran], scan: Path, tiny: Path, tmp_path: Path
+    run: Run, scan: Path, tiny: Path, tmp_path: Path
 ) -> None:
     words = ["--weights", tiny, "--spacing", "1.1,0.45,1.5", "--quiet"]
     assert run("upsample", scan, tmp_path / "pair.img", *words).status == 0
@@ -629,7 +581,7 @@ def test_pairs_and_stacks_are_written_by_suffix(
 
 
 def test_progress_goes_to_stderr_and_the_summary_to_stdout(
-    run: Callable[..., Ran], scan: Path, out: Path, tiny: Path
+    run: Run, scan: Path, out: Path, tiny: Path
 ) -> None:
     ran = run("upsample", scan, out, "--weights", tiny, "--scale", "1,1,4")
     assert ran.status == 0
@@ -645,9 +597,7 @@ def test_progress_goes_to_stderr_and_the_summary_to_stdout(
     assert ran.out.count("\n") == 1
 
 
-def test_the_summary_tells_parts_and_frames(
-    run: Callable[..., Ran], series: Path, out: Path, tiny: Path
-) -> None:
+def test_the_summary_tells_parts_and_frames(run: Run, series: Path, out: Path, tiny: Path) -> None:
     words = ["upsample", series, out, "--weights", tiny, "--scale", "2", "--box", "2:7,0:4,3:6"]
     assert ": 5 × 4 × 3 of 10 × 9 × 6 → 10 × 8 × 6 voxels in 3 frames, 1.1 × " in run(*words).out
 
@@ -675,16 +625,14 @@ def test_on_a_terminal_progress_is_one_line_that_goes_away(
 
 
 def test_quiet_says_nothing_but_errors(
-    *, run: Callable[..., Ran], refuse: Refuse, scan: Path, out: Path, tiny: Path, tmp_path: Path
+    *, run: Run, refuse: Refuse, scan: Path, out: Path, tiny: Path, tmp_path: Path
 ) -> None:
     words = ["--weights", tiny, "--scale", "2", "--quiet"]
     assert run("upsample", scan, out, *words) == Ran(0, "", "")
     refuse(1, ["none.nii does not exist"], "upsample", tmp_path / "none.nii", out, *words)
 
 
-def test_json_is_for_scripts(
-    run: Callable[..., Ran], scan: Path, out: Path, tiny: Path, tmp_path: Path
-) -> None:
+def test_json_is_for_scripts(run: Run, scan: Path, out: Path, tiny: Path, tmp_path: Path) -> None:
     ran = run("upsample", scan, out, "--weights", tiny, "--scale", "1,1,4", "--json")
     assert (ran.status, ran.err) == (0, "")
     told = json.loads(ran.out)
@@ -712,9 +660,7 @@ def test_json_is_for_scripts(
 # Several files -------------------------------------------------------------------------------
 
 
-def test_a_bad_file_does_not_stop_the_others(
-    run: Callable[..., Ran], tiny: Path, tmp_path: Path
-) -> None:
+def test_a_bad_file_does_not_stop_the_others(run: Run, tiny: Path, tmp_path: Path) -> None:
     good = [save_scan(tmp_path / "a.nii"), save_scan(tmp_path / "c.nii.gz")]
     bad = tmp_path / "b.nii"
     bad.write_bytes(b"no image at all")
@@ -736,7 +682,7 @@ def test_a_bad_file_does_not_stop_the_others(
     assert [job["input"] for job in told["failed"]] == [str(bad), str(tmp_path / "none.nii")]
 
 
-def test_a_folder_becomes_a_folder(run: Callable[..., Ran], tiny: Path, tmp_path: Path) -> None:
+def test_a_folder_becomes_a_folder(run: Run, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.nii", "b.nii.gz"):
@@ -772,9 +718,7 @@ def test_files_and_folders_that_cannot_become_a_folder(
     refuse(1, [str(out / "x"), "cannot be made"], "upsample", folder, out / "x", *words)
 
 
-def test_wrong_use_with_every_file_is_wrong_use(
-    run: Callable[..., Ran], tiny: Path, tmp_path: Path
-) -> None:
+def test_wrong_use_with_every_file_is_wrong_use(run: Run, tiny: Path, tmp_path: Path) -> None:
     fine, coarse = save_scan(tmp_path / "a.nii"), tmp_path / "b.nii"
     save_scan(coarse, affine=np.diag([9.0, 9, 9, 1]))
     words = ["--weights", tiny, "--spacing", "4", "--quiet"]
@@ -788,7 +732,7 @@ def test_wrong_use_with_every_file_is_wrong_use(
     assert nib.load(tmp_path / "results" / "b.nii").shape == (23, 20, 14)
 
 
-def test_what_is_wrong_for_every_file_is_said_once(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_what_is_wrong_for_every_file_is_said_once(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.nii", "b.nii"):
@@ -835,7 +779,7 @@ def fake_published(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_weights_are_listed_and_described(
-    run: Callable[..., Ran], refuse: Refuse, cache: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, refuse: Refuse, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = run("weights", "list")
     assert (ran.status, ran.err) == (0, "")
@@ -878,7 +822,7 @@ def test_without_a_network_the_way_out_is_said(
 
 
 def test_weights_are_downloaded_verified_and_used(
-    run: Callable[..., Ran],
+    run: Run,
     cache: Path,
     scan: Path,
     out: Path,
@@ -969,7 +913,7 @@ def test_weights_that_are_none_are_refused_by_name(
 
 @pytest.mark.parametrize("kind", ["gaussian", "slice-profile", "kspace", "cubic"])
 def test_every_scanner_keeps_span_and_brightness(
-    run: Callable[..., Ran], scan: Path, tmp_path: Path, kind: str
+    run: Run, scan: Path, tmp_path: Path, kind: str
 ) -> None:
     low = tmp_path / "low.nii.gz"
     ran = run("simulate", scan, low, "--scale", "2,1,3", "--kind", kind)
@@ -983,9 +927,7 @@ def test_every_scanner_keeps_span_and_brightness(
     assert settings == {"kind": kind, "width": 1, "noise_percent": 0, "seed": 0}
 
 
-def test_a_slab_is_the_mean_of_its_slices(
-    run: Callable[..., Ran], scan: Path, tmp_path: Path
-) -> None:
+def test_a_slab_is_the_mean_of_its_slices(run: Run, scan: Path, tmp_path: Path) -> None:
     low = tmp_path / "low.nii"
     words = ["simulate", scan, low, "--scale", "1,1,2", "--kind", "slice-profile"]
     assert run(*words, "--quiet") == Ran(0, "", "")
@@ -996,9 +938,7 @@ def test_a_slab_is_the_mean_of_its_slices(
     assert np.abs(nib.load(low).get_fdata() - means).max() > 1
 
 
-def test_noise_is_as_strong_as_asked_and_repeatable(
-    run: Callable[..., Ran], tmp_path: Path
-) -> None:
+def test_noise_is_as_strong_as_asked_and_repeatable(run: Run, tmp_path: Path) -> None:
     data = np.zeros((30, 30, 30), np.float32)
     data[0, 0, 0] = 200
     source = save_scan(tmp_path / "scan.nii", data)
@@ -1018,7 +958,7 @@ def test_noise_is_as_strong_as_asked_and_repeatable(
 
 
 def test_simulated_and_upsampled_is_on_the_grid_it_came_from(
-    run: Callable[..., Ran], upsampled: Callable[..., nib.Nifti1Image], scan: Path, tmp_path: Path
+    run: Run, upsampled: Callable[..., nib.Nifti1Image], scan: Path, tmp_path: Path
 ) -> None:
     low = tmp_path / "low.nii"
     assert run("simulate", scan, low, "--scale", "1,3,2").status == 0

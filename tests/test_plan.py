@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import nn
 
 from napari_arssr import _plan, cli, io
 from napari_arssr._layers import image_layer, volume_of_data
@@ -24,32 +23,12 @@ from napari_arssr._plan import Plan, Workshop, same_as_file
 from napari_arssr._reader import napari_get_reader
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
-from napari_arssr.models import ArSSR, Card, ModelConfig, build, save
+from napari_arssr.models import ArSSR
 from napari_arssr.timing import Speeds, Work
 from napari_arssr.upsampling import Settings, Target, upsample
 from napari_arssr.volume import Box, Grid, Volume
 
 Array = npt.NDArray[Any]
-TINY = ModelConfig(
-    decoder="residual",
-    feature_dim=6,
-    decoder_depth=3,
-    decoder_width=8,
-    features=4,
-    growth=3,
-    blocks=2,
-    layers=2,
-)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = build(TINY)
-    nn.init.normal_(model.decoder.head.weight, std=0.1)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save(path, model, Card(TINY, name="tiny"), torch.float32)
-    return path
 
 
 @pytest.fixture

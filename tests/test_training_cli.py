@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny import TINY, Ran, Run
 
-from napari_arssr import cli, io, models, weights
+from napari_arssr import io, models, weights
 from napari_arssr.evaluation.metrics import psnr
 from napari_arssr.models import ModelConfig
 from napari_arssr.training import RunConfig, TrainingConfig, preset, read_config, write_config
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.volume import Grid, Volume
 
-TINY = ModelConfig(
-    decoder="residual",
-    feature_dim=6,
-    decoder_depth=3,
-    decoder_width=8,
-    features=4,
-    growth=3,
-    blocks=2,
-    layers=2,
-)
 TINY_RUN = RunConfig(
     training=TrainingConfig(
         model=TINY,
@@ -50,32 +41,6 @@ TINY_RUN = RunConfig(
         precision="float32",
     )
 )
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command gave back and printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def go(*words: object) -> Ran:
-        capsys.readouterr()
-        try:
-            status = cli.main([str(word) for word in words])
-        except SystemExit as end:  # argparse
-            status = end.code if isinstance(end.code, int) else -1
-        printed = capsys.readouterr()
-        return Ran(status, printed.out, printed.err)
-
-    return go
 
 
 def refused(ran: Ran, status: int, *parts: str) -> None:

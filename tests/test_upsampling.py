@@ -17,42 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-import torch
 from scipy.spatial.transform import Rotation
-from torch import nn
 
 import napari_arssr
 from napari_arssr import io, upsampling, weights
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.field import NetworkField
 from napari_arssr.interpolation import apply_separable, spline_matrix
-from napari_arssr.models import Card, ModelConfig, build, save
 from napari_arssr.upsampling import Settings, Target, encode, upsample, upsample_file
 from napari_arssr.volume import Box, Grid, Volume
 from napari_arssr.weights import Loaded
 
 SHAPE = (6, 9, 10)
-TINY = ModelConfig(
-    decoder="residual",
-    feature_dim=6,
-    decoder_depth=3,
-    decoder_width=8,
-    features=4,
-    growth=3,
-    blocks=2,
-    layers=2,
-)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network of random weights, its head included: it adds something of size 0.1."""
-    torch.manual_seed(0)
-    model = build(TINY)
-    nn.init.normal_(model.decoder.head.weight, std=0.1)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save(path, model, Card(TINY, name="tiny"), torch.float32)
-    return path
 
 
 @pytest.fixture(scope="module")

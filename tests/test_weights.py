@@ -22,6 +22,7 @@ import pytest
 import requests
 import torch
 import urllib3
+from tiny import TINY
 
 from napari_arssr import weights
 from napari_arssr.errors import Cancelled, FileError, UsageError
@@ -34,16 +35,6 @@ PUBLISHED = NAMES[1:]
 CONTENT = bytes(range(256)) * 2000
 SHAPES = Path(__file__).parent / "conformance" / "state_dict_shapes.json"
 
-TINY = ModelConfig(
-    decoder="residual",
-    feature_dim=6,
-    decoder_depth=3,
-    decoder_width=8,
-    features=4,
-    growth=3,
-    blocks=2,
-    layers=2,
-)
 CARD = Card(
     config=TINY,
     name="tiny",

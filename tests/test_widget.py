@@ -32,39 +32,18 @@ from napari.utils.notifications import Notification, notification_manager
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QWidget
-from torch import nn
 
 from napari_arssr import _preferences, cli, weights
 from napari_arssr._layers import image_layer, volume_of
 from napari_arssr._view import mark_helper
 from napari_arssr._widget import UpsampleWidget
 from napari_arssr._worker import State
-from napari_arssr.models import ArSSR, Card, ModelConfig, build, save
+from napari_arssr.models import ArSSR
 from napari_arssr.upsampling import upsample
 from napari_arssr.volume import Grid, Volume
 
 Array = npt.NDArray[Any]
 PATIENCE = 60_000
-TINY = ModelConfig(
-    decoder="residual",
-    feature_dim=6,
-    decoder_depth=3,
-    decoder_width=8,
-    features=4,
-    growth=3,
-    blocks=2,
-    layers=2,
-)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = build(TINY)
-    nn.init.normal_(model.decoder.head.weight, std=0.1)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save(path, model, Card(TINY, name="tiny"), torch.float32)
-    return path
 
 
 @pytest.fixture(autouse=True)
