@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation.cli import add_evaluate
+from napari_arssr.fitting.cli import add_fit
 from napari_arssr.training.cli import add_commands
 
 if TYPE_CHECKING:
@@ -419,6 +420,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     add_commands(commands)
     add_evaluate(commands)
+    add_fit(commands)
     return parser
 
 

@@ -1,0 +1,302 @@
+"""Fit volumes to simulated stacks and score every method; makes the tables of docs/fit.md.
+
+    python benchmarks/fitting.py run DATA --rows rows.csv [--side 80] [--volumes 1]
+    python benchmarks/fitting.py table --rows rows.csv
+    python benchmarks/fitting.py fetal DATA --out FOLDER
+
+DATA is a folder with brains_t1w/val and fetal_stacks in it (sources in docs/weights.md and
+docs/fit.md). A cube of --side voxels from the middle of each brain (0: the whole brain) is cut
+into three orthogonal stacks with a box profile. "aligned": they lie where they are. "between":
+the second and third moved as a whole by up to 5 mm and 5°. "within": every fifth slice of all
+three moved by as much besides. "spoilt": two slices of each stack lost four fifths of their signal
+or hold noise. PSNR and SSIM are inside the brain, of the range of the HR volume; seconds are of
+the whole fit, registration included; the pose error is the root mean square displacement left in
+the brain. A run that stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from napari_arssr import fitting, io
+from napari_arssr.evaluation import psnr, ssim
+from napari_arssr.field import CubicField
+from napari_arssr.fitting.poses import angles, displacement, rigid
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Box, Volume
+
+CASES = (
+    ("aligned", 4, 0.0),
+    ("aligned", 8, 0.0),
+    ("aligned", 4, 2.0),
+    ("between", 4, 0.0),
+    ("within", 4, 2.0),
+    ("spoilt", 4, 2.0),
+)
+METHODS = ("bspline", "srr", "default", "irem", "paper")
+MARGIN = 16  # voxels around the cube that moved slices may see
+FAR_MM, FAR_DEGREES = 5.0, 5.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result."""
+
+    volume: str
+    side: int
+    case: str
+    factor: int
+    noise_percent: float
+    method: str
+    psnr: float
+    ssim: float
+    seconds: float
+    pose_mm: float
+    pose_degrees: float
+    found: str  # spoilt slices that are hardly believed, of all; others that are
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a row one of its kind."""
+        return tuple(str(getattr(self, f.name)) for f in fields(self)[:6])
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Stacks, and what is known of them."""
+
+    truth: Volume
+    mask: np.ndarray
+    stacks: list[Volume]
+    motions: list[np.ndarray]
+    spoilt: list[set[int]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("data", type=Path)
+    run.add_argument("--rows", type=Path, required=True)
+    run.add_argument("--side", type=int, default=80)
+    run.add_argument("--volumes", type=int, default=1)
+    run.add_argument("--cases", nargs="+", default=[case for case, _, _ in CASES])
+    run.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    run.add_argument("--minutes", type=float, default=10.0, help="of IREM as published")
+    table = commands.add_parser("table")
+    table.add_argument("--rows", type=Path, required=True)
+    fetal = commands.add_parser("fetal")
+    fetal.add_argument("data", type=Path)
+    fetal.add_argument("--out", type=Path, required=True)
+    fetal.add_argument("--methods", nargs="+", choices=METHODS[:3], default=METHODS[:3])
+    options = parser.parse_args()
+    if options.command == "run":
+        return run_all(options)
+    if options.command == "fetal":
+        return run_fetal(options)
+    return print_tables(options.rows)
+
+
+def run_all(options: argparse.Namespace) -> int:
+    done = {row.key for row in read(options.rows)}
+    files = sorted((options.data / "brains_t1w" / "val").glob("*.nii.gz"))[: options.volumes]
+    for file in files:
+        for case, factor, noise in CASES:
+            if case not in options.cases:
+                continue
+            simulated = None
+            for method in options.methods:
+                row = Row(file.name, options.side, case, factor, noise, method, *[0.0] * 5, "")
+                if row.key in done:
+                    continue
+                simulated = simulated or simulate(file, options.side, case, factor, noise / 100)
+                append(options.rows, scored(row, simulated, options.minutes))
+    return 0
+
+
+def simulate(file: Path, side: int, case: str, factor: int, noise: float) -> Simulated:
+    """Stacks of a brain, and where their slices were."""
+    whole = io.read(file)
+    box = cut(whole, side, factor)
+    normal = Normalizer.fit(whole.data[box.slices], "minmax")
+    around = whole.crop(box.grown(MARGIN, whole.grid.shape))
+    field = CubicField(Volume(normal.normalize(around.data), around.affine))
+    truth = Volume(normal.normalize(whole.data[box.slices]), whole.grid.crop(box).affine)
+    centre = truth.grid.world([(n - 1) / 2 for n in truth.grid.shape])
+    random = np.random.default_rng(1)
+    stacks, motions, spoilt = [], [], []
+    for axis in range(3):
+        grid = truth.grid.scaled([1 / factor if a == axis else 1 for a in range(3)])
+        moves = case in ("between", "within") and axis > 0
+        motion = np.tile(
+            rigid(drawn(random) if moves else np.zeros(6), centre), (grid.shape[axis], 1, 1)
+        )
+        if case == "within":
+            for number in range(random.integers(5), len(motion), 5):
+                motion[number] = rigid(drawn(random), centre) @ motion[number]
+        data = np.empty(grid.shape, dtype=np.float32)
+        for number, one in enumerate(motion):
+            part = grid.box.with_range(axis, number, number + 1)
+            fine = grid.crop(part).scaled([factor if a == axis else 1 for a in range(3)])
+            data[part.slices] = field.sample(fine.moved(one)).data.mean(axis=axis, keepdims=True)
+        bad: set[int] = set()
+        if case == "spoilt":
+            bad = set(random.choice(np.arange(3, len(motion) - 3), 2, replace=False).tolist())
+            for kind, number in enumerate(sorted(bad)):
+                place = grid.box.with_range(axis, number, number + 1).slices
+                data[place] = 0.2 * data[place] if kind else 0.6 * random.random(data[place].shape)
+        data += np.float32(noise) * random.standard_normal(data.shape, dtype=np.float32)
+        stacks.append(Volume(data, grid.affine, name=f"stack {axis + 1}"))
+        motions.append(motion)
+        spoilt.append(bad)
+    return Simulated(truth, truth.data > 0.05, stacks, motions, spoilt)
+
+
+def cut(whole: Volume, side: int, factor: int) -> Box:
+    """A cube in the middle, or the brain; a whole number of thick slices along every axis."""
+    inside = np.argwhere(whole.data > 0.05 * whole.data.max())
+    low, high = inside.min(axis=0), inside.max(axis=0) + 1
+    if side:
+        low = (low + high - side) // 2
+        high = low + side
+    sizes = (high - low) // factor * factor
+    z, y, x = low.tolist()
+    d, h, w = sizes.tolist()
+    return Box((z, y, x), (z + d, y + h, x + w))
+
+
+def drawn(random: np.random.Generator) -> np.ndarray:
+    turn = np.radians(random.uniform(-FAR_DEGREES, FAR_DEGREES, 3))
+    return np.concatenate([turn, random.uniform(-FAR_MM, FAR_MM, 3)])
+
+
+def scored(row: Row, simulated: Simulated, minutes: float) -> Row:
+    truth, mask = simulated.truth, simulated.mask
+    paper = row.method == "paper"
+    settings = fitting.Settings(
+        "irem" if paper else row.method,
+        "paper" if paper else "default",
+        spacing=truth.spacing,
+        register=row.case in ("between", "within"),
+        minutes=minutes if paper else 0.0,
+    )
+    started = time.perf_counter()
+    state = fitting.fit(simulated.stacks, settings)
+    result = state.field().sample(truth.grid).data
+    seconds = time.perf_counter() - started
+    points = truth.grid.world(np.argwhere(mask)[::499])
+    apart = [
+        (displacement(r.motion, m, points), angles(r.motion, m))
+        for r, m in zip(state.stacks, simulated.motions, strict=True)
+    ]
+    found = lost = 0
+    for record, bad in zip(state.stacks, simulated.spoilt, strict=True):
+        found += len(bad & set(record.suspects))
+        lost += len(set(record.suspects) - bad)
+    total = sum(map(len, simulated.spoilt))
+    return replace(
+        row,
+        psnr=psnr(truth.data, result, mask=mask, data_range=1.0),
+        ssim=ssim(truth.data, result, mask=mask, data_range=1.0),
+        seconds=seconds,
+        pose_mm=float(np.sqrt(np.mean(np.concatenate([a for a, _ in apart]) ** 2))),
+        pose_degrees=float(np.sqrt(np.mean(np.concatenate([a for _, a in apart]) ** 2))),
+        found=f"{found} of {total}, {lost} others",
+    )
+
+
+def run_fetal(options: argparse.Namespace) -> int:
+    """The six real stacks, and how far results agree with the published reconstruction."""
+    from scipy.ndimage import binary_fill_holes
+
+    folder = options.data / "fetal_stacks"
+    published = io.read(folder / "fetal_sub-01_SR_T2w.nii.gz")
+    inside = binary_fill_holes(published.data > 0)
+    mask = Volume(inside.astype(np.uint8), published.affine, name="mask")
+    stacks = fitting.read_stacks(sorted(folder.glob("*_run-*_T2w.nii.gz")))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for method in options.methods:
+        started = time.perf_counter()
+        settings = fitting.Settings(method, spacing=1.125)
+        state = fitting.fit(stacks, settings, mask=mask)
+        result = state.field().sample(published.grid)
+        seconds = time.perf_counter() - started
+        io.write(options.out / f"fetal_{method}.nii.gz", result)
+        seen = inside & (result.data != 0)
+        likeness = np.corrcoef(result.data[seen], published.data[seen])[0, 1]
+        agreements = " ".join(f"{s.agreement.correlation:.2f}" for s in state.stacks)
+        suspects = [s.suspects for s in state.stacks]
+        print(
+            f"{method}: correlation with the published {likeness:.4f} in its mask, "
+            f"{seconds:.0f} s; "
+            f"stacks with the first {agreements}; hardly believed {suspects}",
+            flush=True,
+        )
+    return 0
+
+
+def read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    kinds = {"int": int, "float": float, "str": str}
+    with path.open(newline="", encoding="utf-8") as opened:
+        return [
+            Row(**{f.name: kinds[str(f.type)](line[f.name]) for f in fields(Row)})
+            for line in csv.DictReader(opened)
+        ]
+
+
+def append(path: Path, row: Row) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, [f.name for f in fields(Row)])
+        if fresh:
+            writer.writeheader()
+        writer.writerow(
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}
+        )
+    print(row, flush=True)
+
+
+def print_tables(path: Path) -> int:
+    groups: dict[tuple[str, int, float], list[Row]] = defaultdict(list)
+    for row in read(path):
+        groups[row.case, row.factor, row.noise_percent].append(row)
+    for (case, factor, noise), rows in groups.items():
+        print(f"\n**{case}, factor {factor}, {noise:g} % noise**\n")
+        print("\n".join(lines(case, rows)))
+    return 0
+
+
+def lines(case: str, rows: list[Row]) -> Iterator[str]:
+    extra = {"spoilt": ["spoilt slices found"]}.get(
+        case, ["pose error"] if case in ("between", "within") else []
+    )
+    yield "| method | PSNR, dB | SSIM | time, s |" + "".join(f" {name} |" for name in extra)
+    yield "|---|---|---|---|" + "---|" * len(extra)
+    for method in METHODS:
+        some = [row for row in rows if row.method == method]
+        if not some:
+            continue
+        mean = {
+            name: float(np.mean([getattr(row, name) for row in some]))
+            for name in ("psnr", "ssim", "seconds", "pose_mm", "pose_degrees")
+        }
+        line = f"| {method} | {mean['psnr']:.2f} | {mean['ssim']:.4f} | {mean['seconds']:.0f} |"
+        if case == "spoilt":
+            line += f" {'; '.join(row.found for row in some)} |"
+        elif extra:
+            line += f" {mean['pose_mm']:.2f} mm, {mean['pose_degrees']:.2f}° |"
+        yield line
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

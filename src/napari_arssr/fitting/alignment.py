@@ -1,0 +1,157 @@
+"""All stacks brought to one, as bright as it; and where they were, in files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from napari_arssr.errors import Cancelled, FileError, UsageError
+from napari_arssr.fitting.poses import FloatArray
+from napari_arssr.fitting.registration import (
+    Agreement,
+    Metric,
+    compare,
+    read_motion,
+    register,
+    write_motion,
+)
+from napari_arssr.fitting.stacks import Stack
+from napari_arssr.volume import Volume
+
+__all__ = ["POOR", "Alignment", "align", "read_motions", "write_motions"]
+
+POOR = 0.8
+"""Correlation with the reference below which a stack is said to agree poorly.
+
+Brains of two subjects reach 0.77 to 0.79 after registration, stacks of one 0.9 and more.
+"""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Stacks in one place.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+        As bright as the reference.
+    motions : list of (4, 4) arrays
+        Where each stack's file says a point is → where it is in the reference's world.
+    agreements : list of Agreement
+        With the reference, before intensities were matched.
+    warnings : list of str
+    """
+
+    stacks: list[Stack]
+    motions: list[FloatArray]
+    agreements: list[Agreement]
+    warnings: list[str]
+
+
+def align(
+    stacks: Sequence[Stack],
+    *,
+    reference: int = 0,
+    starts: Sequence[FloatArray] | None = None,
+    registered: bool = False,
+    metric: Metric = "correlation",
+    mask: Volume | None = None,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    advance: Callable[[float], None] = lambda _share: None,
+) -> Alignment:
+    """Register stacks to one of them and match their intensities.
+
+    Parameters
+    ----------
+    stacks : sequence of Stack
+    reference : int
+        Which one stays where its file says.
+    starts : sequence of (4, 4) arrays, optional
+        Motions to begin with; by default none moves.
+    registered : bool
+        Whether ``starts`` are where the stacks are: nothing is searched for.
+    metric : {"correlation", "mutual-information"}
+    mask : Volume, optional
+        Only what is in it is compared, in the reference's world.
+    seed : int
+    stop, advance : callables
+
+    Raises
+    ------
+    UsageError
+        If there is no such reference, or a stack does not overlap it.
+    Cancelled
+    """
+    if not 0 <= reference < len(stacks):
+        raise UsageError(
+            f"There is no stack {reference + 1} to be the reference: there are {len(stacks)}."
+        )
+    fixed = stacks[reference]
+    result, motions, agreements, warnings = [], [], [], []
+    for number, stack in enumerate(stacks):
+        if stop():
+            raise Cancelled
+        motion = np.eye(4) if starts is None else starts[number]
+        if number == reference:
+            motion, agreement = np.eye(4), Agreement(1.0, 1.0, 1.0)
+        else:
+            if not registered:
+                motion = register(
+                    fixed.volume, stack.volume, metric=metric, start=motion, mask=mask, seed=seed
+                )
+            agreement = compare(fixed.volume, stack.volume, motion)
+            if agreement.correlation < POOR:
+                warnings.append(
+                    f"{stack.name} agrees poorly with {fixed.name} "
+                    f"({'as given' if registered else 'after registration'}: correlation "
+                    f"{agreement.correlation:.2f}): it may show another subject, another contrast, "
+                    "or lie elsewhere; look at the result, and leave the stack out if in doubt."
+                )
+        result.append(stack.scaled(agreement.gain) if number != reference else stack)
+        motions.append(motion)
+        agreements.append(agreement)
+        advance((number + 1) / len(stacks))
+    return Alignment(result, motions, agreements, warnings)
+
+
+def write_motions(
+    folder: str | os.PathLike[str], names: Sequence[str], motions: Sequence[FloatArray]
+) -> list[Path]:
+    """ITK transforms of stacks into a folder, ``1_NAME.tfm`` and so on.
+
+    Raises
+    ------
+    FileError
+        If the folder cannot be made or written to.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{place}: the folder cannot be made ({error.strerror}).") from None
+    paths = [place / _file_name(number, name) for number, name in enumerate(names)]
+    for path, motion in zip(paths, motions, strict=True):
+        write_motion(path, motion)
+    return paths
+
+
+def read_motions(folder: str | os.PathLike[str], names: Sequence[str]) -> list[FloatArray]:
+    """What :func:`write_motions` wrote, for the same stacks in the same order.
+
+    Raises
+    ------
+    FileError
+        If one is missing or is not a rigid transform.
+    """
+    return [read_motion(Path(folder) / _file_name(n, name)) for n, name in enumerate(names)]
+
+
+def _file_name(number: int, name: str) -> str:
+    from napari_arssr.io import without_suffix
+
+    return f"{number + 1}_{without_suffix(Path(name).name)}.tfm"

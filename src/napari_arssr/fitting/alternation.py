@@ -1,0 +1,189 @@
+"""Volume and poses in turn: reconstruct, move slices to where they fit, weigh them, and again.
+
+Large volumes have voxels of about twice the side here: poses need no finer ones. What comes out
+is where slices were and how far each is to be believed; the volume itself is reconstructed
+afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.fitting.measurement import Measurement
+from napari_arssr.fitting.poses import FloatArray, typical_motion
+from napari_arssr.fitting.refinement import (
+    Motion,
+    anchored,
+    refine_poses,
+    row_weights,
+    slice_errors,
+    slice_weights,
+)
+from napari_arssr.fitting.srr import Prior, Problem
+from napari_arssr.fitting.stacks import Stack
+from napari_arssr.volume import Grid, Volume
+
+__all__ = ["Poses", "coarser", "find_poses"]
+
+Array = npt.NDArray[np.float32]
+
+_FINE = 700_000  # voxels; poses of larger volumes are found on coarser ones
+_COARSE = 2.0  # times the voxel's side
+# Residuals are first seen through a Gaussian so many voxels wide: it reaches large motion.
+_ROUNDS: tuple[tuple[Motion, tuple[float, ...]], ...] = (
+    ("stacks", (2.0, 0.0)),
+    ("stacks", (1.0, 0.0)),
+    ("slices", (3.0, 1.5, 0.0)),
+    ("slices", (3.0, 1.5, 0.0)),
+    ("slices", (2.0, 1.0, 0.0)),
+    ("slices", (2.0, 1.0, 0.0)),
+)
+_PRIOR = Prior("tv", 3e-3)
+_SEEN = 0.5  # of the median of voxels in the volume: slices with fewer follow their stack
+_GAIN = 0.3  # share of its squared error that a motion of its own takes off a slice at least
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Where slices were, and how far each is to be believed.
+
+    Parameters
+    ----------
+    motions : list of (slices, 4, 4) arrays
+        For each stack.
+    weights : list of (slices,) arrays
+        0 to 1.
+    """
+
+    motions: list[FloatArray]
+    weights: list[FloatArray]
+
+
+def coarser(stack: Stack, factor: int) -> Stack:
+    """A stack whose voxels are ``factor`` times as long within the slices: means of blocks.
+
+    Voxels of which one does not count do not count; those beyond the last whole block are left
+    away.
+    """
+    if factor == 1:
+        return stack
+    slices, rows, columns = stack.volume.data.shape
+    high, wide = rows // factor, columns // factor
+    part = stack.volume.crop(
+        replace(stack.volume.grid.box, stop=(slices, high * factor, wide * factor))
+    )
+    blocks = part.data.reshape(slices, high, factor, wide, factor)
+    use = np.zeros(stack.volume.data.shape, dtype=bool)
+    use.reshape(-1)[stack.rows] = True
+    use = use[:, : high * factor, : wide * factor]
+    kept = use.reshape(slices, high, factor, wide, factor).all(axis=(2, 4))
+    data = blocks.mean(axis=(2, 4), dtype=np.float32)
+    grid = part.grid.with_shape((slices, high, wide))
+    volume = Volume(data, grid.affine, name=stack.name)
+    return Stack(volume, np.flatnonzero(kept.ravel()), stack.gain)
+
+
+def find_poses(
+    grid: Grid,
+    stacks: Sequence[Stack],
+    start: Poses,
+    scanner: ScannerModel,
+    *,
+    kind: Motion,
+    reference: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    advance: Callable[[float], None] = lambda _share: None,
+    seen: Callable[[Array, Grid], None] = lambda _volume, _grid: None,
+) -> Poses:
+    """Poses and slice weights that fit the stacks best.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the volume.
+    stacks : sequence of Stack
+    start : Poses
+    scanner : ScannerModel
+    kind : {"none", "stacks", "slices"}
+        What moves; with ``none`` slices are weighed only.
+    reference : int
+        The stack that stays, taken as a whole, where it is.
+    stop, advance : callables
+    seen : callable
+        Shown the volume as it is after each round, in the fit's units, with its grid.
+
+    Returns
+    -------
+    Poses
+
+    Raises
+    ------
+    Cancelled
+    """
+    spacing = min(grid.spacing) * (1 if grid.size <= _FINE else _COARSE)
+    coarse = grid if grid.size <= _FINE else grid.with_spacing(spacing)
+    parts = [coarser(stack, _factor(stack, spacing)) for stack in stacks]
+    rounds = [r for r in _ROUNDS if kind == "slices" or r[0] == kind] or [("none", ())]
+    measurement = Measurement(coarse, parts, start.motions, scanner)
+    weights = start.weights
+    values = [part.values for part in parts]
+    volume: Array | None = None
+    for number, (moving, widths) in enumerate(rounds):
+        problem = Problem(measurement, values, row_weights(parts, weights))
+        begin = problem.start() if volume is None else volume
+        effort = 5 if volume is None else 2
+        volume = problem.solve(_PRIOR, begin, rounds=effort, iterations=8, stop=stop)
+        seen(volume, coarse)
+        for width in widths:
+            measurement = refine_poses(
+                measurement, volume, weights, kind=moving, smoothing=width * spacing, stop=stop
+            )
+        if moving != "none":
+            measurement = anchored(measurement, reference, weights)
+        weights = _beliefs(measurement, volume)
+        advance((number + 1) / len(rounds))
+    if kind == "slices" and volume is not None:
+        measurement = _only_where_it_helps(measurement, volume)
+        weights = _beliefs(measurement, volume)
+    return Poses(measurement.motions, weights)
+
+
+def _beliefs(measurement: Measurement, volume: Array) -> list[FloatArray]:
+    """Slice weights from what a volume leaves of the data."""
+    pairs = zip(measurement.stacks, measurement.forward(volume), strict=True)
+    residuals = [stack.values - seen for stack, seen in pairs]
+    return slice_weights(slice_errors(measurement.stacks, residuals, measurement.inside))
+
+
+def _only_where_it_helps(measurement: Measurement, volume: Array) -> Measurement:
+    """Slices back at their stack's typical motion, but those that clearly fit better elsewhere.
+
+    What a slice that did not move is given is noise, and slices that lie mostly beyond the volume
+    are given most of it.
+    """
+    for number, stack in enumerate(measurement.stacks):
+        own = measurement.motions[number]
+        middle = stack.centres.mean(axis=0)
+        count = np.bincount(stack.slice_of_row, minlength=stack.slices)
+        typical = typical_motion(own, np.maximum(count, 1e-6), middle)
+        together = measurement.moved(number, np.tile(typical, (len(own), 1, 1)))
+        both = measurement.inside[number] * together.inside[number]
+        alone, other = (
+            np.bincount(stack.slice_of_row, both * (stack.values - one) ** 2, stack.slices)
+            for one in (measurement.one(number, volume), together.one(number, volume))
+        )
+        seen = np.bincount(stack.slice_of_row, measurement.inside[number], stack.slices)
+        helps = (alone < (1 - _GAIN) * other) & (seen > _SEEN * np.median(seen))
+        measurement = measurement.moved(number, np.where(helps[:, None, None], own, typical))
+    return measurement
+
+
+def _factor(stack: Stack, spacing: float) -> int:
+    """How many voxels within the slices make one as long as ``spacing``, rounded down."""
+    _, rows, columns = stack.volume.spacing
+    return max(1, int(spacing / max(rows, columns) + 1e-6))

@@ -1,0 +1,462 @@
+"""From stacks to one volume: aligned, posed, reconstructed, and perhaps a network on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.fitting.alignment import align
+from napari_arssr.fitting.alternation import Poses, find_poses
+from napari_arssr.fitting.averaging import mean_of_stacks
+from napari_arssr.fitting.measurement import Measurement, Values
+from napari_arssr.fitting.poses import FloatArray
+from napari_arssr.fitting.refinement import row_weights
+from napari_arssr.fitting.selection import Trial, choose_pull, choose_weight, trial_box
+from napari_arssr.fitting.settings import Settings
+from napari_arssr.fitting.srr import Prior, Problem
+from napari_arssr.fitting.stacks import Stack, check, prepare, within
+from napari_arssr.fitting.state import StackRecord, State, hash_of, names_of
+from napari_arssr.fitting.uncertainty import uncertainty_of
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Grid, Volume
+
+__all__ = ["Watch", "fit"]
+
+Array = npt.NDArray[np.float32]
+
+# Arrays of the volume's size that conjugate gradients and the prior hold at once.
+_ARRAYS = 14
+_KEEP_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of a fit, and may end it.
+
+    Parameters
+    ----------
+    progress : callable
+        Told the share that is done, 0 to 1, and what is being done.
+    stop : callable
+        Asked again and again; True ends the work.
+    keep : callable
+        Given the state after each stage, and when a network's fit is stopped.
+    seen : callable
+        Shown the volume as it is, in the reference's units.
+    """
+
+    progress: Callable[[float, str], None] = lambda _share, _stage: None
+    stop: Callable[[], bool] = lambda: False
+    keep: Callable[[State], None] = lambda _state: None
+    seen: Callable[[Volume], None] = lambda _volume: None
+
+    def part(self, start: float, end: float, stage: str) -> Callable[[float], None]:
+        """What a part of the work is to call with its own share."""
+
+        def advance(share: float) -> None:
+            self.progress(start + (end - start) * min(share, 1.0), stage)
+
+        return advance
+
+
+def fit(
+    volumes: Sequence[Volume],
+    settings: Settings | None = None,
+    *,
+    mask: Volume | None = None,
+    starts: Sequence[FloatArray] | None = None,
+    resume: State | None = None,
+    uncertainty: bool = False,
+    watch: Watch | None = None,
+) -> State:
+    """Fit one volume to several stacks of thick slices.
+
+    Parameters
+    ----------
+    volumes : sequence of Volume
+        The stacks: 3D, of one subject and contrast.
+    settings : Settings, optional
+    mask : Volume, optional
+        Not zero where there is something to see, in the reference's world. Only what lies in it
+        or next to it counts, and the result is 0 elsewhere.
+    starts : sequence of (4, 4) arrays, optional
+        Where registration begins; with ``settings.register`` false, where the stacks are.
+    resume : State, optional
+        A fit of the same stacks and settings to go on with.
+    uncertainty : bool
+        Whether a map is made, for ``srr``, ``default`` and ``irem`` on top of it.
+    watch : Watch, optional
+
+    Returns
+    -------
+    State
+        Its :meth:`~State.field` is the volume.
+
+    Raises
+    ------
+    UsageError
+        If no volume can be made of these stacks: one sentence with the reason.
+    OutOfMemory, Cancelled
+    """
+    settings = settings or Settings()
+    watch = watch or Watch()
+    check(volumes)
+    if uncertainty and (settings.preset == "paper" or settings.method in ("linear", "bspline")):
+        what = "the published IREM" if settings.method == "irem" else f"a {settings.method} mean"
+        raise UsageError(
+            f"There is no uncertainty map of {what}; choose the method default or srr."
+        )
+    stacks, state = _begun(volumes, settings, watch, mask=mask, starts=starts, resume=resume)
+    if settings.refines and not state.behind("posed"):
+        _find_poses(state, stacks, watch)
+        state.stage = "posed"
+        watch.keep(state)
+    if not state.behind("reconstructed"):
+        if settings.method in ("linear", "bspline"):
+            _average(state, stacks, watch)
+        elif settings.preset != "paper":
+            _reconstruct(state, stacks, watch)
+        state.stage = "reconstructed"
+        watch.keep(state)
+    if uncertainty and state.uncertainty is None:
+        _map_uncertainty(state, stacks, watch)
+    # A network that is done can be trained on.
+    more = settings.preset == "paper" and (settings.epochs or settings.minutes)
+    if settings.method == "irem" and (more or not state.behind("done")):
+        _train(state, stacks, settings, watch)
+    state.stage = "done"
+    watch.keep(state)
+    return state
+
+
+# --------------------------------------------------------------------------------- begin
+
+
+def _begun(
+    volumes: Sequence[Volume],
+    settings: Settings,
+    watch: Watch,
+    *,
+    mask: Volume | None,
+    starts: Sequence[FloatArray] | None,
+    resume: State | None,
+) -> tuple[list[Stack], State]:
+    """Stacks in the fit's units, cut to the mask, and where they are."""
+    if not 0 <= settings.reference < len(volumes):
+        raise UsageError(
+            f"There is no stack {settings.reference + 1} to be the reference; there are "
+            f"{len(volumes)}."
+        )
+    if starts is not None and len(starts) != len(volumes):
+        raise UsageError(f"There are {len(starts)} transforms for {len(volumes)} stacks.")
+    digests = [hash_of(volume) for volume in volumes]
+    fixed = volumes[settings.reference]
+    normalizer = _normalizer(fixed) if resume is None else resume.normalizer
+    grid = _grid(volumes, settings, mask) if resume is None else resume.grid
+    _check_memory(grid)
+    stacks, warnings = prepare(volumes, normalizer)
+    if resume is not None:
+        _check_same(resume, settings, digests)
+        stacks = [s.scaled(r.gain) for s, r in zip(stacks, resume.stacks, strict=True)]
+        state = resume
+        if not state.behind("done"):
+            state.settings = settings
+    else:
+        aligned = align(
+            stacks,
+            reference=settings.reference,
+            starts=starts,
+            registered=not settings.register,
+            metric=settings.metric,
+            mask=mask,
+            seed=settings.seed,
+            stop=watch.stop,
+            advance=watch.part(0.0, 0.1, "register" if settings.register else "compare"),
+        )
+        stacks = aligned.stacks
+        facts = zip(stacks, digests, aligned.agreements, aligned.motions, strict=True)
+        records = [
+            StackRecord(
+                stack.name,
+                digest,
+                stack.volume.grid,
+                stack.gain,
+                agreement,
+                motion @ stack.still,
+                np.ones(stack.slices),
+            )
+            for stack, digest, agreement, motion in facts
+        ]
+        state = State(settings, grid, normalizer, records, warnings=[*warnings, *aligned.warnings])
+        if mask is not None:
+            state.mask = _mask_on(grid, mask)
+    if mask is not None:
+        stacks = [
+            within(stack, mask, record.whole_motion)
+            for stack, record in zip(stacks, state.stacks, strict=True)
+        ]
+    watch.keep(state)
+    return stacks, state
+
+
+def _normalizer(fixed: Volume) -> Normalizer:
+    """Zero stays zero where intensities begin there, so that stacks differ by a factor."""
+    fitted = Normalizer.fit(fixed.data)
+    low = min(0.0, float(fixed.data.min()))
+    return Normalizer(low, fitted.high if fitted.high > low else float(fixed.data.max()))
+
+
+def _grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | None) -> Grid:
+    """The reference's span in voxels of the size asked for, cut to the mask."""
+    spacing = settings.spacing
+    if spacing is None:
+        spacing = min(min(volume.spacing) for volume in volumes)
+    grid = volumes[settings.reference].grid.with_spacing(spacing)
+    if mask is None:
+        return grid
+    if mask.data.ndim != 3 or not (mask.data != 0).any():
+        raise UsageError(f"{mask.name}: this mask is empty, or not one 3D volume.")
+    inside = np.argwhere(mask.data != 0)
+    ends = np.stack([inside.min(axis=0) - 0.5, inside.max(axis=0) + 0.5])
+    corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(-1, 3)
+    box = grid.box_touched(grid.index(mask.grid.world(corners)))
+    if box is None:
+        raise UsageError(
+            f"{mask.name}: this mask lies beside {volumes[settings.reference].name}, which is the "
+            "reference."
+        )
+    return grid.crop(box.grown(3, grid.shape))
+
+
+def _mask_on(grid: Grid, mask: Volume) -> npt.NDArray[np.bool_]:
+    """Voxels of a grid whose centre lies in a mask."""
+    index = np.rint(grid.map_into(mask.grid).points(grid.box)).astype(np.int64)
+    sizes = np.array(mask.data.shape)
+    known = ((index >= 0) & (index < sizes)).all(axis=-1)
+    z, y, x = np.moveaxis(np.clip(index, 0, sizes - 1), -1, 0)
+    return np.asarray(known & (mask.data[z, y, x] != 0))
+
+
+def _check_same(state: State, settings: Settings, digests: Sequence[str]) -> None:
+    if [record.digest for record in state.stacks] != list(digests):
+        raise UsageError(
+            f"The fit to go on with is one of other stacks ({', '.join(names_of(state.stacks))}); "
+            "give the same files in the same order, or begin a new one."
+        )
+    free = ["epochs", "minutes", "device", "register", *["spacing"] * state.behind("done")]
+    old, new = state.settings.to_dict(), settings.to_dict()
+    if any(old[name] != new[name] for name in old if name not in free):
+        raise UsageError(
+            "The fit to go on with was begun with other settings; give the same options, or begin "
+            "a new one."
+        )
+
+
+def _check_memory(grid: Grid) -> None:
+    import psutil
+
+    needed = _ARRAYS * 4 * grid.size
+    free = psutil.virtual_memory().available
+    if needed > free:
+        sizes = " × ".join(str(n) for n in reversed(grid.shape))
+        raise OutOfMemory(
+            f"A volume of {sizes} voxels takes {needed / 1e9:.1f} GB while it is fitted, and "
+            f"{free / 1e9:.1f} GB are free; give a mask or a larger voxel size."
+        )
+
+
+# -------------------------------------------------------------------------------- stages
+
+
+def _find_poses(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
+    settings = state.settings
+
+    def seen(volume: Array, grid: Grid) -> None:
+        watch.seen(Volume(state.normalizer.restore(volume), grid.affine, name="the volume so far"))
+
+    found = find_poses(
+        state.grid,
+        stacks,
+        Poses([r.motion for r in state.stacks], [r.weight for r in state.stacks]),
+        settings.scanner,
+        kind=settings.motion,
+        reference=settings.reference,
+        stop=watch.stop,
+        advance=watch.part(0.1, 0.5, "find poses"),
+        seen=seen,
+    )
+    _set_poses(state, found.motions, found.weights)
+
+
+def _set_poses(state: State, motions: Sequence[FloatArray], weights: Sequence[FloatArray]) -> None:
+    state.stacks = [
+        replace(record, motion=motion, weight=weight)
+        for record, motion, weight in zip(state.stacks, motions, weights, strict=True)
+    ]
+
+
+def _average(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
+    kind = state.settings.method
+    assert kind in ("linear", "bspline")
+    state.base = mean_of_stacks(
+        state.grid,
+        stacks,
+        [record.motion for record in state.stacks],
+        kind,
+        stop=watch.stop,
+        advance=watch.part(0.1, 1.0, "interpolate"),
+    )
+
+
+def _problem(state: State, stacks: Sequence[Stack]) -> tuple[Problem, Values]:
+    weights = row_weights(list(stacks), [record.weight for record in state.stacks])
+    measurement = Measurement(
+        state.grid, stacks, [record.motion for record in state.stacks], state.settings.scanner
+    )
+    return Problem(measurement, [stack.values for stack in stacks], weights), weights
+
+
+def _reconstruct(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
+    settings = state.settings
+    problem, weights = _problem(state, stacks)
+    guess = problem.start()
+    prior = Prior(settings.penalty, 1e-3 if settings.weight is None else settings.weight)
+    asks = settings.refines and settings.network_prior and _is_isotropic(state.grid)
+    box = trial_box(guess)
+    trial = Trial.of(
+        state.grid.crop(box),
+        stacks,
+        [record.motion for record in state.stacks],
+        settings.scanner,
+        weights=weights,
+        seed=settings.seed,
+    )
+    advance = watch.part(0.5, 0.6, "choose the prior")
+    if settings.weight is None:
+        weight, on_trial = choose_weight(trial, prior, stop=watch.stop, advance=advance)
+        prior = replace(prior, weight=weight)
+    else:
+        on_trial = trial.problem.solve(prior, guess[box.slices], stop=watch.stop, advance=advance)
+    volume = problem.solve(
+        prior, guess, stop=watch.stop, advance=watch.part(0.6, 0.8, "reconstruct")
+    )
+    watch.seen(Volume(state.normalizer.restore(volume), state.grid.affine, name="the volume"))
+    # Of voxels that were held back: what is left of the others is less than their noise.
+    state.numbers["noise"] = trial.error(on_trial)
+    if asks:
+        volume, prior = _with_network(
+            state, problem, trial, prior, volume=volume, on_trial=on_trial, watch=watch
+        )
+    state.numbers["prior_weight"] = prior.weight
+    state.numbers["pull_weight"] = prior.pull_weight
+    state.base = volume
+
+
+def _with_network(
+    state: State,
+    problem: Problem,
+    trial: Trial,
+    prior: Prior,
+    *,
+    volume: Array,
+    on_trial: Array,
+    watch: Watch,
+) -> tuple[Array, Prior]:
+    """The reconstruction drawn to what a trained network makes of it, if that predicts better."""
+    from napari_arssr import weights as registry
+    from napari_arssr.fitting.anatomy import as_network_sees
+
+    settings = state.settings
+    loaded = registry.load(settings.weights)
+
+    def pulled(data: Array, grid: Grid, start: float, end: float) -> Array:
+        return as_network_sees(
+            data,
+            grid,
+            loaded,
+            device=settings.device,
+            stop=watch.stop,
+            advance=watch.part(start, end, "ask the network"),
+        )
+
+    part = trial.problem.measurement.grid
+    asked = replace(prior, pull=pulled(on_trial, part, 0.8, 0.82))
+    chosen = choose_pull(
+        trial, asked, on_trial, stop=watch.stop, advance=watch.part(0.82, 0.85, "ask the network")
+    )
+    if chosen.pull is None:
+        return volume, prior
+    whole = replace(chosen, pull=pulled(volume, state.grid, 0.85, 0.9))
+    advance = watch.part(0.9, 0.95, "reconstruct")
+    return problem.solve(whole, volume, rounds=3, stop=watch.stop, advance=advance), whole
+
+
+def _is_isotropic(grid: Grid) -> bool:
+    return max(grid.spacing) < 1.3 * min(grid.spacing)
+
+
+def _map_uncertainty(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
+    assert state.base is not None
+    problem, _ = _problem(state, stacks)
+    pull = state.numbers["pull_weight"]
+    prior = Prior(
+        state.settings.penalty,
+        state.numbers["prior_weight"],
+        np.zeros_like(state.base) if pull else None,
+        pull,
+    )
+    state.uncertainty = uncertainty_of(
+        problem,
+        state.base,
+        prior,
+        state.numbers["noise"],
+        seed=state.settings.seed,
+        stop=watch.stop,
+        advance=watch.part(0.95, 1.0, "map the uncertainty"),
+    )
+
+
+def _train(state: State, stacks: Sequence[Stack], settings: Settings, watch: Watch) -> None:
+    from napari_arssr.devices import choose_device
+    from napari_arssr.fitting.implicit import (
+        Course,
+        Samples,
+        Trained,
+        fit_hash_grid,
+        fit_irem,
+    )
+
+    motions = [record.motion for record in state.stacks]
+
+    def keep(trained: Trained) -> None:
+        state.trained = trained
+        watch.keep(state)
+
+    paper = settings.preset == "paper"
+    course = Course(
+        settings.epochs,
+        settings.minutes,
+        settings.seed,
+        choose_device(settings.device),
+        watch.stop,
+        watch.part(0.1 if paper else 0.5, 1.0, "fit the network"),
+        keep if paper else lambda _state: None,
+        _KEEP_EVERY,
+    )
+    if paper:
+        samples = Samples(state.grid, stacks, motions)
+        state.trained = fit_irem(samples, course, state.trained)
+        return
+    assert state.base is not None
+    samples = Samples(state.grid, stacks, motions, settings.scanner)
+    weights = np.concatenate([record.weight for record in state.stacks])
+    found = fit_hash_grid(samples, state.base, weights, course, move=settings.motion == "slices")
+    ends = np.cumsum([stack.slices for stack in stacks])[:-1]
+    _set_poses(state, np.split(found.motions, ends), np.split(found.weights, ends))
+    state.numbers["held_back_before"] = found.before
+    state.numbers["held_back_after"] = found.after
+    state.trained = found.trained

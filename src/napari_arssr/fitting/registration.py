@@ -1,0 +1,336 @@
+"""Rigid registration of stacks to one of them, by SimpleITK.
+
+Thick slices of two orientations are blurred along different axes, and a measure of likeness is
+best where both look alike: so each is blurred along the other's slices too before they are
+compared. What is left after that is for :mod:`napari_arssr.fitting.refinement`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.fitting.poses import FloatArray
+from napari_arssr.interpolation import apply_separable
+from napari_arssr.volume import Grid, Volume
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
+
+__all__ = [
+    "Agreement",
+    "Metric",
+    "compare",
+    "overlap",
+    "read_motion",
+    "register",
+    "write_motion",
+]
+
+Metric = Literal["correlation", "mutual-information"]
+
+_VOXELS = 6_000_000  # of the volumes that are compared; more are no better for six numbers
+_SAMPLES = 60_000
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two stacks are where both see something, at the thickness of their slices.
+
+    Parameters
+    ----------
+    correlation : float
+        Of their intensities, -1 to 1.
+    gain : float
+        What the second's are to be multiplied by, to be as bright as the first's.
+    share : float
+        Of the second's span that lies in the first's.
+    """
+
+    correlation: float
+    gain: float
+    share: float
+
+
+def register(
+    reference: Volume,
+    moving: Volume,
+    *,
+    metric: Metric = "correlation",
+    start: FloatArray | None = None,
+    mask: Volume | None = None,
+    seed: int = 0,
+) -> FloatArray:
+    """The motion that brings a stack to the reference.
+
+    Parameters
+    ----------
+    reference, moving : Volume
+        3D, finite.
+    metric : {"correlation", "mutual-information"}
+    start : (4, 4) array, optional
+        Where to begin; by default where the files say that the stacks lie.
+    mask : Volume, optional
+        Only where it is not zero is compared, in the reference's world.
+    seed : int
+
+    Returns
+    -------
+    (4, 4) array
+        Where ``moving``'s file says a point is → where it is in the reference's world, RAS+
+        millimetres.
+
+    Raises
+    ------
+    UsageError
+        If the two do not overlap, or ITK finds no likeness to follow.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    if metric not in get_args(Metric):
+        raise UsageError(f"There is no likeness {metric!r}: choose {', '.join(get_args(Metric))}.")
+    start = np.eye(4) if start is None else start
+    if overlap(reference.grid, moving.grid.moved(start)) == 0:
+        raise _apart(reference, moving)
+    grid = _common_grid(reference, moving)
+    fixed_data = _blurred(_resampled(reference, grid, np.eye(4)), grid, moving.grid.moved(start))
+    moved_data = _blurred(_resampled(moving, grid, start), grid, reference.grid)
+    fixed, moved = _image(fixed_data, grid), _image(moved_data, grid)
+    transform = sitk.Euler3DTransform()
+    transform.SetCenter(_centre(fixed_data, grid))
+    method = sitk.ImageRegistrationMethod()
+    if metric == "correlation":
+        method.SetMetricAsCorrelation()
+    else:
+        method.SetMetricAsMattesMutualInformation(48)
+    # Every voxel the moved stack does not cover was filled with nothing, and is not looked at.
+    covered = _covered(moving.grid.moved(start), grid)
+    method.SetMetricMovingMask(_image(covered.astype(np.uint8), grid))
+    seen = _covered(reference.grid, grid)
+    if mask is not None:
+        seen &= _inside(mask, grid)
+    method.SetMetricFixedMask(_image(seen.astype(np.uint8), grid))
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(min(1.0, _SAMPLES / grid.size), seed)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=2.0 * min(grid.spacing),
+        minStep=1e-4,
+        numberOfIterations=150,
+        relaxationFactor=0.6,
+        gradientMagnitudeTolerance=1e-9,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    levels = [n for n in (4, 2, 1) if min(grid.shape) / n >= 8] or [1]
+    method.SetShrinkFactorsPerLevel(levels)
+    method.SetSmoothingSigmasPerLevel([0.5 * (n - 1) * min(grid.spacing) for n in levels])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetInitialTransform(transform, inPlace=True)
+    try:
+        method.Execute(fixed, moved)
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2].strip()
+        raise UsageError(
+            f"{moving.name} cannot be registered to {reference.name} ({reason}); leave it out, or "
+            "register it yourself and use --no-register."
+        ) from None
+    found = _motion_of(transform)
+    return np.asarray(found @ start)
+
+
+def overlap(reference: Grid, other: Grid) -> float:
+    """Share of a grid's span that lies in another's, 0 to 1."""
+    steps = tuple(max(1, n // 24) for n in other.shape)
+    thin = other.thinned((steps[0], steps[1], steps[2]))
+    points = reference.index(thin.world(np.moveaxis(np.indices(thin.shape), 0, -1)))
+    sizes = np.array(reference.shape)
+    return float(((points > -0.5) & (points < sizes - 0.5)).all(axis=-1).mean())
+
+
+def compare(reference: Volume, moving: Volume, motion: FloatArray) -> Agreement:
+    """How well a stack agrees with the reference after a motion.
+
+    Raises
+    ------
+    UsageError
+        If the two do not overlap.
+    """
+    share = overlap(reference.grid, moving.grid.moved(motion))
+    if share == 0:
+        raise _apart(reference, moving)
+    thick = max(*reference.spacing, *moving.spacing)
+    grid = reference.grid.with_spacing(thick)
+    fine = grid.with_shape([n * max(1, round(thick / min(reference.spacing))) for n in grid.shape])
+    values = []
+    for volume, place in ((reference, np.eye(4)), (moving, motion)):
+        data = _resampled(volume, fine, place)
+        means = [_block_mean(n, m) for n, m in zip(grid.shape, fine.shape, strict=True)]
+        values.append(apply_separable(means, data))
+    seen = _covered(moving.grid.moved(motion), grid)
+    one, other = values[0][seen], values[1][seen]
+    # Background is alike in all scans: only what both show says something.
+    shown = (one > 0.2 * _typical(one)) & (other > 0.2 * _typical(other))
+    one, other = one[shown], other[shown]
+    if len(one) < 8 or one.std() == 0 or other.std() == 0:
+        return Agreement(0.0, 1.0, share)
+    correlation = float(np.corrcoef(one, other)[0, 1])
+    # The median: a spoilt slice does not make the others brighter.
+    gain = float(np.median(one.astype(np.float64) / other))
+    return Agreement(correlation, gain, share)
+
+
+def write_motion(path: str | os.PathLike[str], motion: FloatArray) -> None:
+    """A motion as an ITK transform (``.tfm``, ``.txt``, ``.h5``), from reference to stack.
+
+    That is the direction in which ITK, ANTs and Slicer apply one to an image: with it, their
+    resamplers bring the stack to the reference.
+
+    Raises
+    ------
+    FileError
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    inverse = _LPS @ np.linalg.inv(motion) @ _LPS
+    transform = sitk.Euler3DTransform()
+    transform.SetMatrix(inverse[:3, :3].ravel().tolist(), 1e-6)
+    transform.SetTranslation(inverse[:3, 3].tolist())
+    try:
+        sitk.WriteTransform(transform, str(path))
+    except RuntimeError:
+        raise FileError(f"{path}: the transform cannot be written; name another folder.") from None
+
+
+def read_motion(path: str | os.PathLike[str]) -> FloatArray:
+    """A motion that :func:`write_motion` wrote, or any rigid ITK transform.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read or is not rigid.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    if not Path(path).is_file():
+        raise FileError(f"{path} does not exist; check its name.")
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError:
+        raise FileError(f"{path} is not a transform that ITK can read; write it again.") from None
+    if not transform.IsLinear():
+        raise FileError(f"{path} is not a rigid transform; only those can be used here.")
+    motion = _motion_of(transform)
+    turn = motion[:3, :3]
+    if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-4) or np.linalg.det(turn) < 0:
+        raise FileError(f"{path} is not a rigid transform; only those can be used here.")
+    return motion
+
+
+def _motion_of(transform: sitk.Transform) -> FloatArray:
+    """The motion, stack to reference in RAS, of a transform from reference to stack in LPS."""
+    zero = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    matrix = np.eye(4)
+    for axis in range(3):
+        unit = [0.0, 0.0, 0.0]
+        unit[axis] = 1.0
+        matrix[:3, axis] = np.array(transform.TransformPoint(unit)) - zero
+    matrix[:3, 3] = zero
+    return np.asarray(np.linalg.inv(_LPS @ matrix @ _LPS))
+
+
+def _image(data: npt.NDArray[Any], grid: Grid) -> sitk.Image:
+    import SimpleITK as sitk  # noqa: N813
+
+    image = sitk.GetImageFromArray(data)
+    origin, spacing, direction = grid.itk_geometry
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    return image
+
+
+def _centre(data: npt.NDArray[np.float32], grid: Grid) -> list[float]:
+    """Where what is seen lies, in LPS: about it rotation and translation are least entangled."""
+    mass = np.clip(data - data.min(), 0, None)
+    index = [
+        float((mass.sum(axis=tuple({0, 1, 2} - {axis})) * np.arange(n)).sum() / mass.sum())
+        for axis, n in enumerate(data.shape)
+    ]
+    x, y, z = grid.world(index).tolist()
+    return [-x, -y, z]
+
+
+def _common_grid(reference: Volume, moving: Volume) -> Grid:
+    """Cubes over the reference's span, as fine as the finer stack or as memory is worth."""
+    step = min(*reference.spacing, *moving.spacing)
+    grid = reference.grid.with_spacing(max(step, min(reference.spacing)))
+    if grid.size > _VOXELS:
+        grid = grid.with_spacing(min(grid.spacing) * (grid.size / _VOXELS) ** (1 / 3))
+    return grid
+
+
+def _resampled(volume: Volume, grid: Grid, motion: FloatArray) -> npt.NDArray[np.float32]:
+    """Linear interpolation on a grid; beyond the volume the value at its border."""
+    from scipy.ndimage import affine_transform
+
+    matrix = grid.map_into(volume.grid.moved(motion)).matrix
+    return np.asarray(
+        affine_transform(
+            volume.data.astype(np.float32, copy=False),
+            matrix[:3, :3],
+            matrix[:3, 3],
+            output_shape=grid.shape,
+            order=1,
+            mode="nearest",
+        )
+    )
+
+
+def _blurred(data: npt.NDArray[np.float32], grid: Grid, other: Grid) -> npt.NDArray[np.float32]:
+    """Data as if other's thick slices had been laid through them, along the nearest axis."""
+    from scipy.ndimage import convolve1d
+
+    linear = np.abs(other.map_into(grid).matrix[:3, other.slice_axis])
+    axis = int(np.argmax(linear))
+    # As many taps on either side, or the image would move by half a voxel.
+    half = float(np.linalg.norm(linear)) / 2
+    taps = np.arange(-math.ceil(half), math.ceil(half) + 1)
+    share = np.clip(half - np.abs(taps) + 0.5, 0, 1)
+    return np.asarray(convolve1d(data, share / share.sum(), axis=axis, mode="nearest"))
+
+
+def _covered(source: Grid, grid: Grid) -> npt.NDArray[np.bool_]:
+    """Voxels of a grid that lie in another's span."""
+    points = grid.map_into(source).points(grid.box)
+    sizes = np.array(source.shape)
+    return np.asarray(((points > -0.5) & (points < sizes - 0.5)).all(axis=-1))
+
+
+def _inside(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
+    filled = Volume((mask.data != 0).astype(np.float32), mask.affine)
+    return np.asarray((_resampled(filled, grid, np.eye(4)) > 0) & _covered(mask.grid, grid))
+
+
+def _block_mean(low: int, high: int) -> npt.NDArray[np.float32]:
+    size = high // low
+    return np.kron(np.eye(low), np.full((1, size), 1 / size)).astype(np.float32)
+
+
+def _typical(values: npt.NDArray[np.float32]) -> float:
+    """The brighter half's middle: tissue, where half of a scan is background."""
+    return float(np.percentile(values, 75)) if values.size else 0.0
+
+
+def _apart(reference: Volume, moving: Volume) -> UsageError:
+    return UsageError(
+        f"{moving.name} does not overlap {reference.name}: their headers put them at different "
+        "places; leave it out, or correct its header."
+    )

@@ -1,0 +1,251 @@
+"""Stacks of thick slices: what can be fitted, and what of it counts.
+
+A stack is a volume whose voxels are longer across the slices than within them. Here its slices
+always run along the first array axis; the affine says where they lie.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_arssr.errors import UsageError
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Grid, Volume
+
+__all__ = ["Stack", "check", "prepare", "read_stacks", "within"]
+
+_THICK = 1.2  # voxels that are longer than this times their width make a stack of slices
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Slices of one scan.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D, float32, slices along the first axis; intensities in units of the fit.
+    rows : (n,) int array
+        The voxels that count, as flat indices in C order, ascending.
+    gain : float
+        What the volume's intensities were multiplied by, to match the reference's.
+    """
+
+    volume: Volume
+    rows: npt.NDArray[np.int64]
+    gain: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return self.volume.name
+
+    @property
+    def slices(self) -> int:
+        """How many there are."""
+        return self.volume.data.shape[0]
+
+    @property
+    def values(self) -> npt.NDArray[np.float32]:
+        """Intensities of the voxels that count."""
+        return np.asarray(self.volume.data.reshape(-1)[self.rows])
+
+    @cached_property
+    def slice_of_row(self) -> npt.NDArray[np.int64]:
+        """For each voxel that counts the number of its slice."""
+        return self.rows // (self.volume.data.shape[1] * self.volume.data.shape[2])
+
+    @cached_property
+    def slice_rows(self) -> list[tuple[int, slice]]:
+        """The slices with voxels that count: their number, and where these are in ``rows``."""
+        numbers, starts = np.unique(self.slice_of_row, return_index=True)
+        ends = [*starts[1:].tolist(), len(self.rows)]
+        pairs = zip(numbers.tolist(), starts.tolist(), ends, strict=True)
+        return [(number, slice(start, end)) for number, start, end in pairs]
+
+    @cached_property
+    def centres(self) -> npt.NDArray[np.float64]:
+        """Middle of each slice, (slices, 3), RAS+ millimetres, where the file says it is."""
+        _, rows, columns = self.volume.data.shape
+        index = [[number, (rows - 1) / 2, (columns - 1) / 2] for number in range(self.slices)]
+        return self.volume.grid.world(index)
+
+    @property
+    def still(self) -> npt.NDArray[np.float64]:
+        """A motion for each slice that moves nothing, (slices, 4, 4)."""
+        return np.tile(np.eye(4), (self.slices, 1, 1))
+
+    def scaled(self, gain: float) -> Stack:
+        """The same with intensities multiplied once more."""
+        data = self.volume.data * np.float32(gain)
+        return replace(self, volume=replace(self.volume, data=data), gain=self.gain * gain)
+
+
+def read_stacks(paths: Sequence[str | os.PathLike[str]]) -> list[Volume]:
+    """Stacks from files.
+
+    Raises
+    ------
+    FileError, UsageError
+        If one cannot be read, or is named twice.
+    """
+    from pathlib import Path
+
+    from napari_arssr import io
+
+    seen: set[Path] = set()
+    for path in map(Path, paths):
+        whole = path.resolve()
+        if whole in seen:
+            raise UsageError(f"{path} is named twice; give each stack once.")
+        seen.add(whole)
+    return [replace(io.read(path), name=Path(path).name) for path in paths]
+
+
+def check(volumes: Sequence[Volume]) -> None:
+    """Refuse what no volume can be made of, before any work.
+
+    Raises
+    ------
+    UsageError
+        One sentence with the stack's name, what is wrong, and the way out.
+    """
+    if len(volumes) < 2:
+        raise UsageError(
+            f"{len(volumes)} stack is too few: several thick stacks make one sharp volume; "
+            "for a single one use 'upsample'."
+            if volumes
+            else "There is no stack to fit; name two or more."
+        )
+    for volume in volumes:
+        _check_one(volume)
+    if not any(_is_thick(volume.grid) for volume in volumes):
+        sizes = " × ".join(f"{side:.3g}" for side in reversed(volumes[0].spacing))
+        raise UsageError(
+            f"No stack has thick slices ({volumes[0].name}: {sizes} mm), so there is nothing that "
+            "one could lend another; for a finer volume use 'upsample'."
+        )
+
+
+def _is_thick(grid: Grid) -> bool:
+    sides = sorted(grid.spacing)
+    return sides[2] > _THICK * sides[1]
+
+
+def _check_one(volume: Volume) -> None:
+    name = volume.name
+    if volume.data.ndim != 3:
+        raise UsageError(
+            f"{name} is a series of {volume.frames} frames; take one of them as a stack."
+        )
+    if volume.data.dtype.kind not in "iuf":
+        raise UsageError(
+            f"{name}: voxels of {volume.data.dtype} are not real numbers; convert them."
+        )
+    flat = [n for n in volume.data.shape if n < 2]
+    if flat:
+        shape = " × ".join(str(n) for n in reversed(volume.data.shape))
+        raise UsageError(f"{name} is one plane ({shape} voxels), not a stack of slices.")
+    if volume.data.dtype.kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(volume.data)))
+        if bad:
+            values = "a voxel that is" if bad == 1 else f"{bad} voxels that are"
+            raise UsageError(
+                f"{name} has {values} not finite (NaN or infinite); set them to 0 or leave the "
+                "stack out."
+            )
+    if volume.data.min() == volume.data.max():
+        raise UsageError(
+            f"{name} is {float(volume.data.min()):g} everywhere: there is nothing in it to fit."
+        )
+    try:
+        volume.grid.itk_geometry  # noqa: B018 - asked for its refusal
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}; resample it first.") from None
+
+
+def prepare(volumes: Sequence[Volume], normalizer: Normalizer) -> tuple[list[Stack], list[str]]:
+    """Stacks ready to be fitted.
+
+    Parameters
+    ----------
+    volumes : sequence of Volume
+        Checked.
+    normalizer : Normalizer
+        Brings the reference's intensities to [0, 1]; zero stays zero.
+
+    Returns
+    -------
+    stacks : list of Stack
+    warnings : list of str
+        A sentence for each slice that holds nothing and was left out.
+    """
+    stacks, warnings = [], []
+    for volume in volumes:
+        axis = volume.grid.slice_axis
+        turned = volume.transposed([axis, *(other for other in range(3) if other != axis)])
+        data = np.ascontiguousarray(normalizer.normalize(turned.data))
+        use = np.ones(data.shape, dtype=bool)
+        empty = list(_empty_slices(data))
+        if empty:
+            use[empty] = False
+            numbers = ", ".join(str(number) for number in empty)
+            warnings.append(
+                f"{volume.name}: slice {numbers} of {len(data)} holds one value only and was left "
+                "out."
+            )
+        rows = np.flatnonzero(use.ravel())
+        stacks.append(Stack(replace(turned, data=data, name=volume.name), rows))
+    return stacks, warnings
+
+
+def within(stack: Stack, mask: Volume, motion: npt.NDArray[np.float64]) -> Stack:
+    """The same stack with the voxels only that lie in a mask or next to it.
+
+    Parameters
+    ----------
+    stack : Stack
+    mask : Volume
+        Not zero inside; anywhere in the reference's world.
+    motion : (4, 4) array
+        Of the stack.
+
+    Raises
+    ------
+    UsageError
+        If no voxel does.
+    """
+    near = _near(mask, stack.volume.grid.moved(motion))
+    rows = stack.rows[near.ravel()[stack.rows]]
+    if not rows.size:
+        raise UsageError(f"{stack.name}: no voxel of it lies in the mask {mask.name}.")
+    return replace(stack, rows=rows)
+
+
+def _empty_slices(data: npt.NDArray[np.float32]) -> Iterator[int]:
+    """Slices of one value between others; at the ends they are background like any other."""
+    flat = data.reshape(len(data), -1)
+    constant = flat.min(axis=1) == flat.max(axis=1)
+    full = np.flatnonzero(~constant)
+    for number in np.flatnonzero(constant):
+        if full.size and full[0] < number < full[-1]:
+            yield int(number)
+
+
+def _near(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
+    """Voxels of a grid in a mask, or no farther from it than the largest voxel's side."""
+    from scipy.ndimage import distance_transform_edt, map_coordinates
+
+    inside = mask.data != 0
+    distance = distance_transform_edt(~inside, sampling=mask.spacing).astype(np.float32)
+    points = grid.map_into(mask.grid).points(grid.box)
+    far = map_coordinates(
+        distance, np.moveaxis(points, -1, 0), order=1, mode="constant", cval=np.inf
+    )
+    return np.asarray(far <= max(grid.spacing))

@@ -1,0 +1,237 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fitting_case import GRID, brain, stack, three, truth
+
+from napari_arssr import fitting
+from napari_arssr.degradation import ScannerModel
+from napari_arssr.errors import Cancelled, OutOfMemory, UsageError
+from napari_arssr.evaluation import psnr
+from napari_arssr.fitting.measurement import Measurement
+from napari_arssr.fitting.selection import Trial, choose_weight, trial_box
+from napari_arssr.fitting.srr import Prior, Problem, gradient, gradient_adjoint
+from napari_arssr.fitting.stacks import prepare
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Grid, Volume
+
+SLAB = ScannerModel("slice-profile")
+
+
+def problem_of(volumes, grid=GRID):
+    stacks = prepare(volumes, Normalizer())[0]
+    measurement = Measurement(grid, stacks, [s.still for s in stacks], SLAB)
+    ones = [np.ones(len(s.rows), dtype=np.float32) for s in stacks]
+    return Problem(measurement, [s.values for s in stacks], ones)
+
+
+def fitted(volumes, method, **options):
+    settings = fitting.Settings(method, spacing=1.6, register=False, motion="none", **options)
+    return fitting.fit(volumes, settings)
+
+
+def score(state):
+    result = state.field().sample(GRID).data
+    return psnr(truth().data, result, mask=brain(), data_range=1.0)
+
+
+def test_conjugate_gradients_find_what_a_dense_solver_finds():
+    grid = Grid.from_spacing((6, 4, 8), 1.0)
+    random = np.random.default_rng(0)
+    volumes = []
+    for axis in range(3):
+        place = grid.scaled([0.5 if a == axis else 1 for a in range(3)])
+        data = random.random(place.shape).astype(np.float32)
+        volumes.append(Volume(data, place.affine, name=str(axis)))
+    problem = problem_of(volumes, grid)
+    problem.weights[1] *= np.float32(0.3)
+    weights = [w.copy() for w in problem.weights]
+    problem = Problem(problem.measurement, problem.values, weights)
+    identity = np.eye(grid.size, dtype=np.float32).reshape(-1, *grid.shape)
+    columns = [np.concatenate(problem.measurement.forward(one)) for one in identity]
+    matrix = np.stack(columns, axis=1).astype(np.float64)
+    slopes = [np.concatenate([g.ravel() for g in gradient(one, (1, 1, 1))]) for one in identity]
+    rough = np.stack(slopes, axis=1).astype(np.float64)
+    omega, values = np.concatenate(weights), np.concatenate(problem.values)
+    pull = random.random(grid.shape).astype(np.float32)
+    for prior in (Prior("tikhonov", 0.05), Prior("tikhonov", 0.05, pull, 0.2)):
+        left = matrix.T @ (omega[:, None] * matrix) + prior.weight * rough.T @ rough
+        left += prior.pull_weight * np.eye(grid.size)
+        right = matrix.T @ (omega * values) + prior.pull_weight * pull.ravel()
+        expected = np.linalg.solve(left, right).reshape(grid.shape)
+        found = problem.solve(prior, problem.start(), rounds=4, iterations=15)
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        assert np.abs(problem.start() - expected).max() > 0.05
+
+
+def test_the_gradient_s_adjoint_is_its_transpose():
+    random = np.random.default_rng(0)
+    volume = random.normal(size=(5, 6, 7)).astype(np.float32)
+    parts = [random.normal(size=volume.shape).astype(np.float32) for _ in range(3)]
+    steps = (1.0, 2.0, 0.5)
+    one = sum(float(np.vdot(a, b)) for a, b in zip(gradient(volume, steps), parts, strict=True))
+    assert one == pytest.approx(float(np.vdot(volume, gradient_adjoint(parts, steps))), rel=1e-4)
+
+
+def test_total_variation_keeps_an_edge_that_tikhonov_blurs():
+    step = np.zeros((24, 24, 24), dtype=np.float32)
+    step[12:] = 1
+    grid = Grid.from_spacing(step.shape, 1.0)
+    random = np.random.default_rng(0)
+    volumes = []
+    for axis in range(3):
+        place = grid.scaled([0.5 if a == axis else 1 for a in range(3)])
+        data = SLAB.measure(Volume(step, grid.affine), place).data
+        noisy = data + 0.1 * random.standard_normal(data.shape, dtype=np.float32)
+        volumes.append(Volume(noisy, place.affine, name=str(axis)))
+    problem = problem_of(volumes, grid)
+    tv, tikhonov = (
+        problem.solve(Prior(name, weight), problem.start())
+        for name, weight in (("tv", 0.05), ("tikhonov", 1.0))
+    )
+    assert np.abs(tv - step).mean() < 0.4 * np.abs(tikhonov - step).mean()
+    assert tv[12].mean() - tv[11].mean() > 0.85
+
+
+def test_srr_is_far_above_interpolation_and_bsplines_above_linear():
+    scores = [score(fitted(three(), method)) for method in ("linear", "bspline", "srr")]
+    assert scores == sorted(scores)
+    assert scores[2] > scores[1] + 4
+
+
+def test_a_mean_is_that_of_the_stacks_that_reach_a_voxel():
+    sharp = truth()
+    half = Volume(sharp.data[:16] + 1, sharp.affine, name="half")
+    settings = fitting.Settings("linear", spacing=1.6, register=False)
+    state = fitting.fit([stack(0), half], settings)
+    alone = fitting.fit([stack(0), stack(0)], settings)
+    gain = state.stacks[1].gain
+    (one, other) = state.base, alone.base
+    scale = state.normalizer.high
+    np.testing.assert_allclose(one[20:], other[20:], atol=1e-6)
+    expected = (other[:15] + half.data[:15] * gain / scale) / 2
+    np.testing.assert_allclose(one[:15], expected, atol=1e-4)
+
+
+def test_the_weight_that_is_chosen_is_nearly_the_best():
+    volumes = three(noise=0.04)
+    problem = problem_of(volumes)
+    stacks = problem.measurement.stacks
+    guess = problem.start()
+    grid = GRID.crop(trial_box(guess))
+    motions = [s.still for s in stacks]
+    trial = Trial.of(grid, stacks, motions, SLAB, weights=problem.weights)
+    chosen, _ = choose_weight(trial, Prior("tv"))
+
+    def quality(weight):
+        volume = problem.solve(Prior("tv", weight), guess)
+        return psnr(truth().data, volume, mask=brain(), data_range=1.0)
+
+    qualities = {weight: quality(weight) for weight in np.geomspace(1e-4, 0.3, 8)}
+    assert quality(chosen) > max(qualities.values()) - 0.6
+    assert quality(chosen) > min(qualities.values()) + 2
+
+
+def test_noise_calls_for_more_smoothing():
+    weights = [
+        fitted(three(noise=noise), "srr").numbers["prior_weight"] for noise in (0.0, 0.02, 0.08)
+    ]
+    assert weights == sorted(weights)
+    assert weights[2] > 10 * weights[0]
+    assert fitted(three(), "srr", weight=0.01).numbers["prior_weight"] == 0.01
+
+
+def test_the_trial_takes_the_part_with_most_in_it():
+    volume = np.zeros((100, 60, 30), dtype=np.float32)
+    volume[60:90, 30:50, 5:25] = np.random.default_rng(0).random((30, 20, 20))
+    box = trial_box(volume)
+    assert box.shape == (48, 48, 30)
+    assert volume[box.slices].sum() == pytest.approx(volume.sum())
+
+
+def test_the_map_is_as_large_as_errors_are_and_larger_where_fewer_stacks_see():
+    volumes = three(noise=0.03)
+    settings = fitting.Settings("srr", spacing=1.6, register=False, weight=0.003)
+    whole = fitting.fit(volumes, settings, uncertainty=True)
+    inner = brain()
+    error = (whole.field().sample(GRID).data - truth().data)[inner]
+    typical = np.sqrt((error**2).mean())
+    map_ = whole.uncertainty_volume
+    assert map_.grid == GRID
+    assert 0.5 * typical < np.sqrt((map_.data[inner] ** 2).mean()) < 2.5 * typical
+    # The third stack covers one half only.
+    volumes[2] = volumes[2].crop(volumes[2].grid.box.with_range(1, 0, 18))
+    half = fitting.fit(volumes, settings, uncertainty=True)
+    noise = half.numbers["noise"] / whole.numbers["noise"]
+    ratio = half.uncertainty_volume.data / map_.data / np.sqrt(noise)
+    assert np.median(ratio[:, 22:][inner[:, 22:]]) > 1.05
+    assert np.median(ratio[:, :14][inner[:, :14]]) == pytest.approx(1, abs=0.01)
+
+
+def test_a_map_is_refused_where_there_is_none():
+    for options in ({"method": "linear"}, {"method": "irem", "preset": "paper"}):
+        with pytest.raises(UsageError, match="no uncertainty map"):
+            fitting.fit(three(), fitting.Settings(**options), uncertainty=True)
+
+
+def test_the_trained_network_is_asked_and_helps_against_noise():
+    volumes = three(noise=0.03)
+    alone = fitted(volumes, "default", network_prior=False)
+    helped = fitted(volumes, "default")
+    assert alone.numbers["pull_weight"] == 0
+    assert score(helped) > score(alone) - 0.05
+
+
+def test_a_fit_can_be_stopped_at_once_and_later():
+    with pytest.raises(Cancelled):
+        fitting.fit(three(), watch=fitting.Watch(stop=lambda: True))
+    asked = []
+
+    def later():
+        asked.append(0)
+        return len(asked) > 40
+
+    settings = fitting.Settings("srr", spacing=1.6, register=False)
+    with pytest.raises(Cancelled):
+        fitting.fit(three(), settings, watch=fitting.Watch(stop=later))
+    assert len(asked) == 41
+
+
+def test_progress_runs_from_0_to_1_and_never_back():
+    told = []
+    watch = fitting.Watch(progress=lambda share, stage: told.append((share, stage)))
+    settings = fitting.Settings(spacing=1.6, motion="stacks")
+    fitting.fit(three(), settings, watch=watch, uncertainty=True)
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.1
+    assert shares[-1] == 1
+    assert {"register", "find poses", "reconstruct", "map the uncertainty"} <= {s for _, s in told}
+
+
+def test_a_volume_beyond_memory_is_refused_before_the_work():
+    with pytest.raises(OutOfMemory, match="larger voxel size"):
+        fitting.fit(three(), fitting.Settings("srr", spacing=0.01, register=False))
+
+
+def test_results_come_back_in_the_reference_s_units():
+    volumes = three(gain=1000.0)
+    state = fitted(volumes, "srr")
+    result = state.field().sample(GRID).data / 1000
+    assert psnr(truth().data, result, mask=brain(), data_range=1.0) > 27
+
+
+def test_the_result_is_nothing_outside_a_mask():
+    inside = np.zeros(GRID.shape, dtype=np.uint8)
+    inside[8:24, 10:26, 8:24] = 1
+    mask = Volume(inside, GRID.affine, name="mask.nii.gz")
+    settings = fitting.Settings("srr", spacing=1.6, register=False)
+    state = fitting.fit(three(), settings, mask=mask)
+    assert state.grid.shape == (22, 22, 22)
+    result = state.field().sample(GRID).data
+    assert not result[inside == 0].any()
+    within = psnr(truth().data, result, mask=inside, data_range=1.0)
+    assert within > 27
+    empty = replace(mask, data=np.zeros_like(inside))
+    with pytest.raises(UsageError, match="this mask is empty"):
+        fitting.fit(three(), settings, mask=empty)

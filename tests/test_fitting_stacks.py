@@ -1,0 +1,152 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fitting_case import GRID, STILL, stack, thick, three, truth
+
+from napari_arssr import fitting, io
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.fitting.alternation import coarser
+from napari_arssr.fitting.stacks import check, prepare, read_stacks, within
+from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Volume
+
+
+def changed(volume, **changes):
+    return replace(volume, **changes)
+
+
+def with_voxel(volume, value):
+    data = volume.data.copy()
+    data[1, 2, 3] = value
+    return replace(volume, data=data)
+
+
+def refusal(volumes):
+    with pytest.raises(UsageError) as raised:
+        check(volumes)
+    assert str(raised.value).count("\n") == 0
+    return str(raised.value)
+
+
+def test_good_stacks_pass_the_check():
+    check(three())
+    check(three()[:2])
+    check([*three(), truth()])  # a sharp volume among them may help
+
+
+def test_what_no_volume_can_be_made_of_is_refused_by_name():
+    good = stack(1)
+    assert "too few" in refusal([good])
+    assert "two or more" in refusal([])
+    assert "upsample" in refusal([truth(), truth()])
+    assert "axial.nii.gz has a voxel that is not finite" in refusal(
+        [with_voxel(stack(0), np.nan), good]
+    )
+    assert "2 frames" in refusal([changed(good, data=np.stack([good.data] * 2)), good])
+    assert "0.5 everywhere" in refusal([good, changed(good, data=np.full_like(good.data, 0.5))])
+    assert "one plane" in refusal([good, changed(good, data=good.data[:, :1])])
+    assert "complex64" in refusal([good, changed(good, data=good.data.astype(np.complex64))])
+    sheared = good.affine.copy()
+    sheared[0, 1] = 0.4
+    assert "right angles" in refusal([good, changed(good, affine=sheared)])
+
+
+def test_a_singular_affine_is_refused_when_it_is_read(tmp_path):
+    affine = GRID.affine.copy()
+    affine[:, 2] = affine[:, 1]
+    with pytest.raises(UsageError, match="singular"):
+        Volume(truth().data, affine, name="flat.nii.gz")
+
+
+def test_files_are_read_once_each(tmp_path):
+    io.write(tmp_path / "a.nii.gz", stack(0))
+    io.write(tmp_path / "b.nii.gz", stack(1))
+    volumes = read_stacks([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])
+    assert [volume.name for volume in volumes] == ["a.nii.gz", "b.nii.gz"]
+    np.testing.assert_allclose(volumes[1].data, stack(1).data)
+    with pytest.raises(UsageError, match="named twice"):
+        read_stacks([tmp_path / "a.nii.gz", tmp_path / "." / "a.nii.gz"])
+    with pytest.raises(FileError, match="does not exist"):
+        read_stacks([tmp_path / "a.nii.gz", tmp_path / "c.nii.gz"])
+
+
+def test_slices_come_first_and_keep_their_places():
+    volume = stack(2)
+    (prepared,), warnings = prepare([volume], Normalizer(0, 2))
+    assert warnings == []
+    assert prepared.slices == 8
+    assert prepared.volume.data.shape == (8, 32, 36)
+    index = np.array([3, 20, 30])
+    np.testing.assert_allclose(
+        prepared.volume.grid.world(index), volume.grid.world(index[[1, 2, 0]])
+    )
+    assert prepared.volume.data[3, 20, 30] == volume.data[20, 30, 3] / 2
+    assert (prepared.slice_of_row == np.repeat(np.arange(8), 32 * 36)).all()
+
+
+def test_an_empty_slice_between_others_is_left_out_and_said():
+    volume = stack(0)
+    data = volume.data.copy()
+    data[0] = 0
+    data[4] = 0.3
+    (prepared,), (warning,) = prepare([replace(volume, data=data)], Normalizer())
+    assert "slice 4 of 8" in warning
+    assert set(prepared.slice_of_row.tolist()) == {0, 1, 2, 3, 5, 6, 7}
+
+
+def test_a_mask_keeps_what_is_in_it_or_next_to_it():
+    inside = np.zeros(GRID.shape, dtype=np.uint8)
+    inside[12:20, 12:20, 12:20] = 1
+    (prepared,), _ = prepare([stack(0)], Normalizer())
+    kept = within(prepared, Volume(inside, GRID.affine, name="mask"), np.eye(4))
+    index = np.stack(np.unravel_index(kept.rows, prepared.volume.data.shape), axis=-1)
+    places = GRID.index(kept.volume.grid.world(index))
+    far = np.maximum(np.maximum(12 - places, places - 19), 0)
+    assert np.linalg.norm(far * 1.6, axis=1).max() <= 6.4 + 1e-6
+    assert len(kept.rows) >= 2 * 8 * 8
+    elsewhere = Volume(inside, GRID.moved(np.diag([1, 1, 1, 1.0]) + 500 * np.eye(4, k=3)).affine)
+    with pytest.raises(UsageError, match="no voxel of it lies in the mask"):
+        within(prepared, elsewhere, np.eye(4))
+
+
+def test_a_coarser_stack_has_means_of_whole_blocks_at_their_places():
+    (prepared,), _ = prepare([stack(0)], Normalizer())
+    prepared = replace(prepared, rows=prepared.rows[prepared.rows != 5 * 36 + 7])
+    coarse = coarser(prepared, 2)
+    assert coarse.volume.data.shape == (8, 18, 16)
+    block = prepared.volume.data[3, 4:6, 10:12].mean()
+    np.testing.assert_allclose(coarse.volume.data[3, 2, 5], block, rtol=1e-6)
+    np.testing.assert_allclose(
+        coarse.volume.grid.world([3, 2, 5]), prepared.volume.grid.world([3, 4.5, 10.5])
+    )
+    lost = 8 * 18 * 16 - len(coarse.rows)
+    assert lost == 1
+    assert coarser(prepared, 1) is prepared
+
+
+def test_the_volume_is_as_asked_and_where_the_reference_is():
+    settings = fitting.Settings("linear", spacing=(3.2, 1.6, 1.6), register=False, reference=1)
+    state = fitting.fit(three(), settings)
+    assert state.grid.shape == (16, 36, 32)
+    np.testing.assert_allclose(state.grid.extent, GRID.extent)
+    assert fitting.fit(three(), fitting.Settings("linear", register=False)).grid == GRID
+    assert STILL == (0.0,) * 6
+    assert thick(1).shape == (32, 9, 32)
+
+
+def test_settings_that_cannot_be_meant_are_refused():
+    for changes, words in (
+        ({"method": "magic"}, "no method 'magic'"),
+        ({"method": "srr", "preset": "paper"}, "of the method irem"),
+        ({"spacing": 0}, "above 0 mm"),
+        ({"weight": -1.0}, "0 or more"),
+        ({"epochs": 0}, "at least one epoch"),
+        ({"minutes": -1}, "above 0 minutes"),
+        ({"seed": -1}, "seed"),
+        ({"motion": "sideways"}, "no motion"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            fitting.Settings(**changes)
+    with pytest.raises(UsageError, match="no stack 4"):
+        fitting.fit(three(), fitting.Settings(reference=3))
