@@ -30,7 +30,8 @@ from napari_arssr._layers import volume_of
 from napari_arssr._output_choice import Unit
 from napari_arssr._view import mark_helper, view_of
 from napari_arssr.errors import UsageError
-from napari_arssr.volume import Box, SliceView, Volume, spatial_indices
+from napari_arssr.slice_view import SliceView, spatial_indices
+from napari_arssr.volume import Box, Volume
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

@@ -31,7 +31,7 @@ from napari_arssr._view import (
     view_of,
 )
 from napari_arssr.errors import UsageError
-from napari_arssr.volume import affine_of_part
+from napari_arssr.slice_view import affine_of_part
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

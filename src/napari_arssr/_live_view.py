@@ -44,7 +44,8 @@ from napari_arssr._view import (
 )
 from napari_arssr._worker import Job
 from napari_arssr.errors import ArssrError, UsageError
-from napari_arssr.volume import Patch, SliceView, Volume
+from napari_arssr.slice_view import Patch, SliceView
+from napari_arssr.volume import Volume
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import Cancelled
-from napari_arssr.volume import Box, Patch, SliceView
+from napari_arssr.slice_view import Patch, SliceView
+from napari_arssr.volume import Box
 
 if TYPE_CHECKING:
     from napari_arssr.field import NetworkField

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from napari.layers import Layer
     from napari.layers.utils.layer_utils import Extent
 
-    from napari_arssr.volume import SliceView
+    from napari_arssr.slice_view import SliceView
 
 __all__ = ["OneSlice", "TopImage"]
 

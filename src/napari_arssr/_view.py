@@ -12,7 +12,8 @@ from qtpy.QtCore import QTimer
 
 from napari_arssr._layers import volume_of
 from napari_arssr.errors import UsageError
-from napari_arssr.volume import Box, SliceView, Volume
+from napari_arssr.slice_view import SliceView
+from napari_arssr.volume import Box, Volume
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

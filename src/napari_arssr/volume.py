@@ -1,5 +1,7 @@
 """Geometry: the one place where affines, spacings, shapes and boxes are computed.
 
+What a window shows of a slice is in :mod:`napari_arssr.slice_view`.
+
 Arrays are (z, y, x). Affines are NIfTI's: 4×4, (i, j, k, 1) → RAS+ millimetres, with
 (i, j, k) = (x, y, z). :class:`Grid` and :class:`Volume` hold both, so that nobody else has
 to remember. Grids are cell-centred: a grid spans the outer faces of its outer voxels, and
@@ -23,13 +25,9 @@ __all__ = [
     "Box",
     "Grid",
     "IndexMap",
-    "Patch",
-    "SliceView",
     "Triple",
     "Volume",
-    "affine_of_part",
     "as_triple",
-    "spatial_indices",
 ]
 
 Triple = tuple[float, float, float]
@@ -45,10 +43,7 @@ _ALIGNED = 1e-5
 _STORAGE_ORDER = "storage_order"
 
 # Along an axis; beyond it, and long before floats end, a request is a slip of the keyboard.
-_MOST_VOXELS = 2**40
-
-# Of a patch: the largest screens have half as many points.
-_MOST_PATCH = 1 << 24
+MOST_VOXELS = 2**40
 
 
 def as_triple(value: float | Sequence[float], name: str = "value") -> Triple:
@@ -105,27 +100,27 @@ class Box:
     def grown(self, margin: int, within: Shape) -> Box:
         """The box with ``margin`` voxels more on every side, clipped to a shape (z, y, x)."""
         return Box(
-            _shape(max(a - margin, 0) for a in self.start),
-            _shape(min(b + margin, n) for b, n in zip(self.stop, within, strict=True)),
+            as_shape(max(a - margin, 0) for a in self.start),
+            as_shape(min(b + margin, n) for b, n in zip(self.stop, within, strict=True)),
         )
 
     def relative_to(self, start: Shape) -> Box:
         """The same box counted from another voxel."""
         return Box(
-            _shape(a - s for a, s in zip(self.start, start, strict=True)),
-            _shape(b - s for b, s in zip(self.stop, start, strict=True)),
+            as_shape(a - s for a, s in zip(self.start, start, strict=True)),
+            as_shape(b - s for b, s in zip(self.stop, start, strict=True)),
         )
 
     def with_range(self, axis: int, start: int, stop: int) -> Box:
         """The box with another start and stop along an axis."""
         starts, stops = list(self.start), list(self.stop)
         starts[axis], stops[axis] = start, stop
-        return Box(_shape(starts), _shape(stops))
+        return Box(as_shape(starts), as_shape(stops))
 
     def common(self, other: Box) -> Box | None:
         """The voxels that lie in both; None if there is none."""
-        start = _shape(max(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = _shape(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
+        start = as_shape(max(a, b) for a, b in zip(self.start, other.start, strict=True))
+        stop = as_shape(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
         return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
 
     def blocks(self, shape: Shape) -> Iterator[Box]:
@@ -135,7 +130,7 @@ class Box:
         ]
         for corner in product(*starts):
             stop = (min(a + step, b) for a, step, b in zip(corner, shape, self.stop, strict=True))
-            yield Box(_shape(corner), _shape(stop))
+            yield Box(as_shape(corner), as_shape(stop))
 
 
 @dataclass(frozen=True)
@@ -285,7 +280,7 @@ class Grid:
         ras[:3] = 0.0 - matrix[2::-1]
         nifti = ras.copy()
         nifti[:, :3] = ras[:, 2::-1]
-        return cls(_shape((1, *shape)[-3:]), nifti)
+        return cls(as_shape((1, *shape)[-3:]), nifti)
 
     @property
     def spacing(self) -> Triple:
@@ -396,11 +391,11 @@ class Grid:
         index = np.concatenate(places)
         start = np.floor(index.min(axis=0) + 0.5 + 1e-6)
         stop = np.ceil(index.max(axis=0) + 0.5 - 1e-6)
-        if (stop - start > _MOST_VOXELS).any():
+        if (stop - start > MOST_VOXELS).any():
             raise UsageError("The grids lie too far apart for one volume to hold them.")
         affine = self.affine.copy()
         affine[:3, 3] = self.world(start)
-        return Grid(_shape(stop - start), affine)
+        return Grid(as_shape(stop - start), affine)
 
     def departure(self, affine: npt.ArrayLike) -> float:
         """How far another affine of the same shape moves a corner, in voxels along an axis."""
@@ -415,11 +410,11 @@ class Grid:
         """
         if len(shape) != 3 or min(shape) < 1:
             raise UsageError(f"A shape needs three sizes of at least 1, not {tuple(shape)}.")
-        if max(shape) > _MOST_VOXELS:
+        if max(shape) > MOST_VOXELS:
             raise UsageError(
-                f"A shape of more than {_MOST_VOXELS} voxels along an axis is too large."
+                f"A shape of more than {MOST_VOXELS} voxels along an axis is too large."
             )
-        new = _shape(shape)
+        new = as_shape(shape)
         ratio = np.array(self.shape, dtype=np.float64) / np.array(new, dtype=np.float64)
         to_old = np.diag([*ratio[::-1], 1.0])
         to_old[:3, 3] = (ratio[::-1] - 1) / 2
@@ -431,9 +426,9 @@ class Grid:
         if min(factors) <= 0:
             raise UsageError(f"scale must be above 0, not {scale!r}.")
         sizes = [n * k for n, k in zip(self.shape, factors, strict=True)]
-        if max(sizes) > _MOST_VOXELS:
+        if max(sizes) > MOST_VOXELS:
             raise UsageError(f"scale {max(factors):g} is too large for any volume.")
-        return self.with_shape([max(1, _round(size)) for size in sizes])
+        return self.with_shape([max(1, round_half_up(size)) for size in sizes])
 
     def with_spacing(self, spacing: float | Sequence[float]) -> Grid:
         """The same span in voxels as near as can be to ``spacing`` (z, y, x) millimetres."""
@@ -441,7 +436,7 @@ class Grid:
         if min(steps) <= 0:
             raise UsageError(f"spacing must be above 0 mm, not {spacing!r}.")
         sizes = [n * old / new for n, old, new in zip(self.shape, self.spacing, steps, strict=True)]
-        if max(sizes) > _MOST_VOXELS:
+        if max(sizes) > MOST_VOXELS:
             raise UsageError(f"spacing of {min(steps):g} mm is too small for any volume.")
         return self.scaled([old / new for old, new in zip(self.spacing, steps, strict=True)])
 
@@ -464,7 +459,7 @@ class Grid:
         if min(steps) < 1:
             raise UsageError(f"Every n-th voxel needs an n of at least 1, not {tuple(steps)}.")
         shape = (-(-n // step) for n, step in zip(self.shape, steps, strict=True))
-        return Grid(_shape(shape), self.affine @ np.diag([*steps[::-1], 1.0]))
+        return Grid(as_shape(shape), self.affine @ np.diag([*steps[::-1], 1.0]))
 
     def box_in(self, other: Grid, box: Box) -> Box:
         """The voxels of ``other``, a grid of the same span, whose centres lie in ``box``.
@@ -475,7 +470,7 @@ class Grid:
         # Centre (j + ½)/r - ½ ≥ a - ½, so j ≥ a·r - ½; the 1e-9 keeps exact halves exact.
         start = [math.ceil(a * r - 0.5 - 1e-9) for a, r in zip(box.start, ratio, strict=True)]
         stop = [math.ceil(b * r - 0.5 - 1e-9) for b, r in zip(box.stop, ratio, strict=True)]
-        return Box(_shape(start), _shape(stop))
+        return Box(as_shape(start), as_shape(stop))
 
     def box_around(self, corner: Sequence[float], opposite: Sequence[float]) -> Box:
         """The voxels touched by a world-aligned block between two corners, RAS+ millimetres.
@@ -509,7 +504,7 @@ class Grid:
         low = np.floor(index.min(axis=0) + 0.5 + 1e-6)
         high = np.ceil(index.max(axis=0) + 0.5 - 1e-6)
         # Clipped as floats: corners far outside fit in no integer.
-        box = Box(_shape(np.clip(low, 0, self.shape)), _shape(np.clip(high, 0, self.shape)))
+        box = Box(as_shape(np.clip(low, 0, self.shape)), as_shape(np.clip(high, 0, self.shape)))
         return box if min(box.shape) >= 1 else None
 
     def box_snapped(self, points: npt.ArrayLike) -> Box | None:
@@ -534,7 +529,7 @@ class Grid:
         start = np.where(start < stop, start, np.floor((low + high + 1) / 2))
         stop = np.maximum(start + 1, stop)
         # Clipped as floats: corners far outside fit in no integer.
-        box = Box(_shape(np.clip(start, 0, self.shape)), _shape(np.clip(stop, 0, self.shape)))
+        box = Box(as_shape(np.clip(start, 0, self.shape)), as_shape(np.clip(stop, 0, self.shape)))
         return box if min(box.shape) >= 1 else None
 
     def cubed(self, box: Box, axis: int, number: int) -> Box:
@@ -545,7 +540,7 @@ class Grid:
         """
         sides = [n * step for n, step in zip(box.shape, self.spacing, strict=True)]
         shorter = min(side for other, side in enumerate(sides) if other != axis)
-        length = min(max(1, _round(shorter / self.spacing[axis])), self.shape[axis])
+        length = min(max(1, round_half_up(shorter / self.spacing[axis])), self.shape[axis])
         start = min(max(number - length // 2, 0), self.shape[axis] - length)
         return box.with_range(axis, start, start + length)
 
@@ -766,384 +761,11 @@ class Volume:
         return replace(self, data=self.data[(..., *box.slices)], affine=grid.affine)
 
 
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """A part of one slice of a grid, on a finer grid of its own.
-
-    Parameters
-    ----------
-    grid : Grid
-        One voxel thick across the slice.
-    start : tuple of three floats
-        Where its first voxel lies, in voxel indices of the coarser grid, (z, y, x).
-    step : tuple of three floats
-        How far its voxels are apart, in voxels of the coarser grid, (z, y, x).
-    """
-
-    grid: Grid
-    start: Triple
-    step: Triple
-
-
-@dataclass(frozen=True, eq=False)
-class SliceView:
-    """What a window shows of one slice of a layer.
-
-    A slice viewer such as napari slices by voxel axes. Of the transform from voxels to the
-    world it uses the part between the two axes it draws, and drops what leans out of their
-    plane: a slice of an oblique layer is drawn as if it were not oblique. Here it is the same,
-    so that what is computed for a view lies on what is seen in it.
-
-    Parameters
-    ----------
-    grid : Grid
-        The layer's.
-    axes : tuple of two ints
-        The grid's axes, 0 to 2 for (z, y, x), that are drawn down and to the right.
-    number : int
-        Which slice across the third axis.
-    frame, frames : int
-        Which frame, and of how many, of a layer with time.
-    layer_axes : tuple of ints
-        For each axis of the layer the grid's; -1 for time.
-    matrix : (2, 3) array
-        (Index along ``axes[0]``, along ``axes[1]``, 1) → world (down, right).
-    low, high : pairs of floats
-        Which part of the world the canvas shows, (down, right).
-    zoom : float
-        Canvas pixels per unit of the world.
-    """
-
-    grid: Grid
-    axes: tuple[int, int]
-    number: int
-    frame: int
-    frames: int
-    layer_axes: tuple[int, ...]
-    matrix: Affine
-    low: tuple[float, float]
-    high: tuple[float, float]
-    zoom: float
-
-    @classmethod
-    def of(
-        cls,
-        grid: Grid,
-        affine: npt.ArrayLike,
-        shown: Sequence[int],
-        point: Sequence[float],
-        *,
-        series: bool = False,
-        frames: int = 1,
-        centre: Sequence[float] = (0.0, 0.0),
-        zoom: float = 1.0,
-        canvas: Sequence[float] = (1.0, 1.0),
-    ) -> SliceView:
-        """The view of a layer of n axes: (t) (z) y, x.
-
-        Parameters
-        ----------
-        grid : Grid
-        affine : (n + 1, n + 1) array
-            Indices of the layer, and 1, → world.
-        shown : two ints
-            Axes of the layer that are drawn down and to the right.
-        point : n floats
-            Where in the world the slice is cut.
-        series : bool
-            Whether the first axis is time.
-        frames : int
-        centre : two floats
-            The world's place in the middle of the canvas, (down, right).
-        zoom : float
-            Canvas pixels per unit of the world.
-        canvas : two floats
-            Pixels (rows, columns).
-
-        Raises
-        ------
-        UsageError
-            If the view shows no slice of the layer: it shows time, or the layer edge on, or a
-            place beside the layer.
-        """
-        matrix = np.asarray(affine, dtype=np.float64)
-        count = len(matrix) - 1
-        layer_axes = (*((-1,) * series), *range(3 - count + series, 3))
-        if any(not 0 <= axis < count or layer_axes[axis] < 0 for axis in shown):
-            raise UsageError("this view does not show two axes of its space")
-        across = [axis for axis in range(count) if axis not in shown]
-        drawn = matrix[np.ix_(shown, shown)]
-        lengths = np.linalg.norm(matrix[:-1, list(shown)], axis=0)
-        if abs(np.linalg.det(drawn / lengths)) < 1e-3:
-            raise UsageError("this view shows it edge on")
-        # As napari slices: by the inverse's part between the axes that are not drawn.
-        inverse = np.linalg.inv(matrix)
-        cut = inverse[np.ix_(across, across)] @ np.asarray(point)[across] + inverse[across, -1]
-        index = dict.fromkeys((-1, 0, 1, 2), 0)
-        for axis, value in zip(across, np.round(cut), strict=True):
-            size = frames if layer_axes[axis] < 0 else grid.shape[layer_axes[axis]]
-            if not 0 <= value < size:
-                raise UsageError("this slice lies beside it")
-            index[layer_axes[axis]] = int(value)
-        rows, columns = (layer_axes[axis] for axis in shown)
-        half = np.asarray(canvas, dtype=np.float64) / (2 * zoom)
-        low, high = centre - half, centre + half
-        return cls(
-            grid,
-            (rows, columns),
-            index[3 - rows - columns],
-            index[-1],
-            frames,
-            layer_axes,
-            np.column_stack([drawn, matrix[list(shown), -1]]),
-            (float(low[0]), float(low[1])),
-            (float(high[0]), float(high[1])),
-            float(zoom),
-        )
-
-    @property
-    def across(self) -> int:
-        """The grid's axis that is not drawn."""
-        return 3 - sum(self.axes)
-
-    @property
-    def voxel_pixels(self) -> tuple[float, float]:
-        """Canvas pixels that a voxel is long along each of ``axes``."""
-        first, second = (np.linalg.norm(self.matrix[:, :2], axis=0) * self.zoom).tolist()
-        return first, second
-
-    @property
-    def box(self) -> Box | None:
-        """The voxels of the slice that are seen, whole or in part; None if none is."""
-        return self.grid.box_touched(self._seen())
-
-    def index(self, world: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Voxel indices (…, 3), (z, y, x), in this slice, of places (…, 2) in the world."""
-        places = np.asarray(world, dtype=np.float64) - self.matrix[:, 2]
-        result = np.full((*places.shape[:-1], 3), float(self.number))
-        result[..., list(self.axes)] = places @ np.linalg.inv(self.matrix[:, :2]).T
-        return result
-
-    def outline(self, box: Box) -> npt.NDArray[np.float64] | None:
-        """Corners (4, n) of a box's section by this slice, in the layer's indices, in turn.
-
-        None if the slice passes the box by.
-        """
-        if not box.start[self.across] <= self.number < box.stop[self.across]:
-            return None
-        rows, columns = self.axes
-        corners = np.full((4, 3), float(self.number))
-        corners[:, rows] = np.array([box.start[rows]] * 2 + [box.stop[rows]] * 2) - 0.5
-        ends = [box.start[columns], box.stop[columns]]
-        corners[:, columns] = np.array(ends + ends[::-1]) - 0.5
-        frame = np.full(4, float(self.frame))
-        return np.stack([frame if a < 0 else corners[:, a] for a in self.layer_axes], axis=1)
-
-    def pixels_between(self, one: Sequence[float], other: Sequence[float]) -> float:
-        """How far two places of the world, (down, right), are apart on the canvas."""
-        return math.dist(one, other) * self.zoom
-
-    def line_width(self, pixels: float) -> float:
-        """What is ``pixels`` canvas pixels wide, in voxels: the mean of the two axes."""
-        return pixels / math.sqrt(math.prod(self.voxel_pixels))
-
-    def grip(self, box: Box, place: Sequence[float], reach: float) -> tuple[int, int] | None:
-        """Which edges of a box's section lie at a place.
-
-        Parameters
-        ----------
-        box : Box
-        place : two floats
-            In the world, (down, right).
-        reach : float
-            Canvas pixels up to which an edge counts as at the place.
-
-        Returns
-        -------
-        two ints, or None
-            Along each of ``axes`` -1 for the edge where the box starts, 1 where it stops, 0 for
-            neither; None if no edge is there, or the slice passes the box by.
-        """
-        if not box.start[self.across] <= self.number < box.stop[self.across]:
-            return None
-        index = self.index(place)
-        sides, near = [], []
-        for axis, pixels in zip(self.axes, self.voxel_pixels, strict=True):
-            to_start = (index[axis] - box.start[axis] + 0.5) * pixels
-            to_stop = (index[axis] - box.stop[axis] + 0.5) * pixels
-            near.append(to_start >= -reach and to_stop <= reach)
-            at_start = abs(to_start) <= min(reach, abs(to_stop))
-            sides.append(-1 if at_start else int(abs(to_stop) <= reach))
-        if not all(near) or sides == [0, 0]:
-            return None
-        return sides[0], sides[1]
-
-    def dragged(
-        self, box: Box, grip: tuple[int, int], place: Sequence[float]
-    ) -> npt.NDArray[np.float64]:
-        """Opposite corners (2, 3) of a box's section, with the edges of a grip at a place."""
-        index = self.index(place)
-        corners = np.full((2, 3), float(self.number))
-        for axis, side in zip(self.axes, grip, strict=True):
-            ends = [box.start[axis] - 0.5, box.stop[axis] - 0.5]
-            if side:
-                ends[side > 0] = index[axis]
-            corners[:, axis] = ends
-        return corners
-
-    @property
-    def width(self) -> float:
-        """Canvas pixels from its left to its right."""
-        return (self.high[1] - self.low[1]) * self.zoom
-
-    def share(self, column: float) -> float:
-        """Where a place of the world lies between the canvas' left, 0, and its right, 1."""
-        return (column - self.low[1]) / (self.high[1] - self.low[1])
-
-    def left_of(self, share: float) -> tuple[tuple[int, int], ...] | None:
-        """The part of the layer to the left of a vertical line across the canvas.
-
-        Cut between voxels, along the axis that runs most to the right: where the layer is
-        turned in its plane the cut is along its voxels, and meets the line half-way down.
-
-        Parameters
-        ----------
-        share : float
-            Where the line is, of the canvas' width, from the left.
-
-        Returns
-        -------
-        tuple of (start, stop), or None
-            One for each axis of the layer; None if there is nothing to the left.
-        """
-        axis, cut, rising = self._cut(share)
-        start, stop = (0, cut) if rising else (cut, self.grid.shape[axis])
-        if start == stop:
-            return None
-        ends = [(0, n) for n in self.grid.shape]
-        ends[axis] = start, stop
-        return tuple((0, self.frames) if a < 0 else ends[a] for a in self.layer_axes)
-
-    def dividing_line(self, share: float, pixels: float) -> tuple[Triple, Triple]:
-        """Where :meth:`left_of` cuts, as one voxel across the layer, ``pixels`` wide.
-
-        Returns
-        -------
-        start, step : tuples of three floats
-            As those of a :class:`Patch`.
-        """
-        axis, cut, _ = self._cut(share)
-        start, step = [0.0] * 3, [1.0] * 3
-        for drawn in self.axes:
-            start[drawn], step[drawn] = (self.grid.shape[drawn] - 1) / 2, self.grid.shape[drawn]
-        start[axis], step[axis] = cut - 0.5, pixels / self.voxel_pixels[self.axes.index(axis)]
-        return as_triple(start), as_triple(step)
-
-    def _cut(self, share: float) -> tuple[int, int, bool]:
-        """The axis that is cut, before which voxel, and whether indices grow to the right."""
-        run = self.matrix[1, :2]
-        axis = self.axes[int(np.abs(run[1]) >= np.abs(run[0]))]
-        place = self.low[1] + share * (self.high[1] - self.low[1])
-        index = self.index([(self.low[0] + self.high[0]) / 2, place])[axis]
-        cut = int(np.clip(np.round(index + 0.5), 0, self.grid.shape[axis]))
-        return axis, cut, bool(run[self.axes.index(axis)] > 0)
-
-    def patch(self, density: float = 1.0, most: int = _MOST_PATCH) -> Patch | None:
-        """What is seen, with ``density`` voxels a canvas pixel along each axis drawn.
-
-        A part of the whole grid cut into whole numbers of voxels, so that a part of a run on
-        that grid has the same voxels, and that a patch moves with the canvas in whole voxels.
-        Across the slice it is one voxel thick, as the slice is.
-
-        Parameters
-        ----------
-        density : float
-        most : int
-            Voxels; where there would be more they are larger.
-
-        Returns
-        -------
-        Patch or None
-            None if nothing is seen, or if pixels are no smaller than voxels.
-        """
-        if self.box is None:
-            return None
-        seen = self._seen()[:, list(self.axes)]
-        shape = [self.grid.shape[axis] for axis in self.axes]
-        while True:
-            fine = [
-                max(n, min(_round(n * pixels * density), _MOST_VOXELS))
-                for n, pixels in zip(shape, self.voxel_pixels, strict=True)
-            ]
-            if fine == shape:
-                return None
-            start, stop = list(self.grid.box.start), list(self.grid.box.stop)
-            start[self.across], stop[self.across] = self.number, self.number + 1
-            whole = list(self.grid.shape)
-            for axis, n, m, ends in zip(self.axes, shape, fine, seen.T, strict=True):
-                low, high = (np.clip([ends.min(), ends.max()], -0.5, n - 0.5) + 0.5) * m / n
-                start[axis] = min(math.floor(low), m - 1)
-                stop[axis] = max(math.ceil(high), start[axis] + 1)
-                whole[axis] = m
-            box = Box(_shape(start), _shape(stop))
-            if box.size <= most:
-                break
-            density *= 0.99 * math.sqrt(most / box.size)
-        grid = self.grid.with_shape(whole).crop(box)
-        step = [n / m for n, m in zip(self.grid.shape, whole, strict=True)]
-        first = [(a + 0.5) * s - 0.5 for a, s in zip(box.start, step, strict=True)]
-        return Patch(grid, as_triple(first), as_triple(step))
-
-    def placed(self, affine: npt.ArrayLike, start: Triple, step: Triple) -> Affine:
-        """The affine (n + 1, n + 1) of a layer on top of this one, from this one's.
-
-        Along the axes that are not drawn voxels are counted as in the layer, from the same
-        first one: for the two to be sliced alike, and drawn on each other however oblique.
-
-        Parameters
-        ----------
-        affine : (n + 1, n + 1) array
-        start, step : tuples of three floats
-            As those of a :class:`Patch`; only the axes that are drawn count.
-        """
-        finer = np.eye(len(self.layer_axes) + 1)
-        for place, axis in enumerate(self.layer_axes):
-            if axis in self.axes:
-                finer[place, place] = step[axis]
-                finer[place, -1] = start[axis]
-        return np.asarray(affine, dtype=np.float64) @ finer
-
-    @property
-    def layer_shape(self) -> tuple[int, ...]:
-        """Length of each axis of the layer."""
-        return tuple(self.frames if a < 0 else self.grid.shape[a] for a in self.layer_axes)
-
-    def _seen(self) -> npt.NDArray[np.float64]:
-        """Voxel indices (4, 3) of the canvas' corners."""
-        return self.index(list(product(*zip(self.low, self.high, strict=True))))
-
-
-def spatial_indices(points: npt.ArrayLike, *, series: bool) -> npt.NDArray[np.float64]:
-    """Voxel indices (p, 3), (z, y, x), of points (p, n) in the indices of a layer (t) (z) y, x.
-
-    Time is left out, and a plane is slice 0.
-    """
-    index = np.asarray(points, dtype=np.float64)[:, int(series) :]
-    return np.pad(index, [(0, 0), (3 - index.shape[1], 0)])
-
-
-def affine_of_part(affine: npt.ArrayLike, start: Sequence[float]) -> Affine:
-    """The affine (n + 1, n + 1) of a part of an array of n axes that begins at index ``start``."""
-    part = np.array(affine, dtype=np.float64)
-    part[:-1, -1] += part[:-1, :-1] @ np.asarray(start, dtype=np.float64)
-    return part
-
-
-def _shape(numbers: Any) -> Shape:
+def as_shape(numbers: Any) -> Shape:
     z, y, x = numbers
     return int(z), int(y), int(x)
 
 
-def _round(value: float) -> int:
+def round_half_up(value: float) -> int:
     """Round half up, as the published networks' users expect of 2.5·n; never to even."""
     return math.floor(value + 0.5)
