@@ -184,6 +184,21 @@ def test_minutes_end_a_fit():
     assert time.monotonic() - started < 20
 
 
+def test_who_watches_a_network_sees_it_learn_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr("napari_arssr.fitting.implicit.IREMConfig", lambda: TINY)
+    volumes, settings = three(factor=8), fitting.Settings(**PAPER, epochs=4)
+    seen, told = [], []
+    watch = fitting.Watch(seen=seen.append, measured=lambda *number: told.append(number))
+    watched = fitting.fit(volumes, settings, watch=watch)
+    alone = fitting.fit(volumes, settings)
+    for name, tensor in tensors_of(alone.trained.network).items():
+        torch.testing.assert_close(tensors_of(watched.trained.network)[name], tensor)
+    assert seen
+    assert all(volume.data.std() > 0 for volume in seen)
+    assert {stage for stage, _ in told} == {"fit the network"}
+    assert told[-1][1] < told[0][1]
+
+
 def test_the_paper_preset_gives_a_field_of_the_network_alone():
     state = fitting.fit(three(factor=8), fitting.Settings(**PAPER, minutes=0.02))
     assert state.base is None

@@ -107,9 +107,12 @@ def test_a_slice_is_believed_by_its_error_beside_the_others():
 
 
 def test_who_watches_sees_the_volume_sharpen(moving):
-    seen = []
-    fitting.fit(moving, settings(), watch=fitting.Watch(seen=seen.append))
+    seen, told = [], []
+    watch = fitting.Watch(seen=seen.append, measured=lambda *number: told.append(number))
+    fitting.fit(moving, settings(), watch=watch)
     assert len(seen) > 3
+    assert len(told) == len(seen)
+    assert 0 < told[-1][1] < 0.7 * told[0][1] < 0.1  # shares of the range of intensities
     assert all(volume.grid == GRID for volume in seen)
     errors = [np.abs(volume.data - truth().data)[brain()].mean() for volume in seen]
     assert errors[-1] < 0.9 * errors[0]

@@ -98,7 +98,7 @@ def find_poses(
     reference: int = 0,
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[float], None] = lambda _share: None,
-    seen: Callable[[Array, Grid], None] = lambda _volume, _grid: None,
+    seen: Callable[[Problem, Array], None] = lambda _problem, _volume: None,
 ) -> Poses:
     """Poses and slice weights that fit the stacks best.
 
@@ -115,7 +115,7 @@ def find_poses(
         The stack that stays, taken as a whole, where it is.
     stop, advance : callables
     seen : callable
-        Shown the volume as it is after each round, in the fit's units, with its grid.
+        Shown what each round solved, and its solution in the fit's units.
 
     Returns
     -------
@@ -138,7 +138,7 @@ def find_poses(
         begin = problem.start() if volume is None else volume
         effort = 5 if volume is None else 2
         volume = problem.solve(_PRIOR, begin, rounds=effort, iterations=8, stop=stop)
-        seen(volume, coarse)
+        seen(problem, volume)
         for width in widths:
             measurement = refine_poses(
                 measurement, volume, weights, kind=moving, smoothing=width * spacing, stop=stop

@@ -47,6 +47,7 @@ _HELD_BACK = 0.03
 _GRID_BATCH = 4096
 _GRID_EPOCHS = 3
 _GRID_RATE = 3e-3
+_MEASURED = 20  # steps between two numbers that are told
 _CHECKS = 8  # looks at the voxels held back, evenly over the fit
 _HALF = 2.5  # times the usual error, where a slice counts half
 _TURN, _SHIFT = 0.01, 0.5  # what one unit of a pose's parameters is: radians, millimetres
@@ -90,6 +91,10 @@ class Course:
         Given the state now and then, and when the fit is stopped.
     keep_every : float
         Seconds between the two.
+    measured : callable
+        Told now and then how far the network is from the data: root mean square.
+    seen : callable
+        Shown the network after every step.
     """
 
     epochs: int | None = None
@@ -100,6 +105,8 @@ class Course:
     advance: Callable[[float], None] = lambda _share: None
     keep: Callable[[Trained], None] = lambda _state: None
     keep_every: float = 60.0
+    measured: Callable[[float], None] = lambda _error: None
+    seen: Callable[[Trained], None] = lambda _state: None
 
 
 class Samples:
@@ -245,7 +252,15 @@ def fit_irem(
     def kept() -> None:
         state.memory = _remembered(optimizer)
 
-    _run(state, course, length, step, kept)
+    recent: list[float] = []
+
+    def told(loss: float) -> None:
+        recent.append(loss)
+        if len(recent) >= min(_MEASURED, length.batches):
+            course.measured(float(np.mean(recent)) ** 0.5)
+            recent.clear()
+
+    _run(state, course, length, step, kept=kept, told=told)
     network.eval()
     return state
 
@@ -268,7 +283,9 @@ def _run(
     course: Course,
     length: _Length,
     step: Callable[[int, Tensor], float],
+    *,
     kept: Callable[[], None] = lambda: None,
+    told: Callable[[float], None] = lambda _loss: None,
 ) -> None:
     """Steps until the epochs or the minutes are over; ``kept`` brings the state up to date."""
     started = kept_at = time.monotonic()
@@ -285,6 +302,7 @@ def _run(
         if course.minutes and now - started > 60 * course.minutes:
             break
         total.append(step(number, chosen))
+        told(total[-1])
         state.step = number + 1
         if state.step % length.batches == 0:
             state.losses.append(float(np.mean(total)))
@@ -293,6 +311,7 @@ def _run(
         if course.minutes:
             share = max(share, (now - started) / (60 * course.minutes))
         course.advance(min(share, 1.0))
+        course.seen(state)
     kept()
 
 
@@ -463,6 +482,7 @@ class _HashGridFit:
 
     def check(self) -> None:
         now = self.error(_moved(self.moves.detach(), self.samples))
+        self.course.measured(now)
         if now < self.best[0]:
             self.best = now, _copied(self.network), self.moves.detach().clone()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +27,22 @@ from napari_arssr.fitting.uncertainty import uncertainty_of
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Grid, Volume
 
-__all__ = ["Watch", "fit"]
+if TYPE_CHECKING:
+    import torch
+
+    from napari_arssr.fitting.implicit import Trained
+
+__all__ = ["Watch", "fit", "memory_needed", "output_grid"]
 
 Array = npt.NDArray[np.float32]
 
 # Arrays of the volume's size that conjugate gradients and the prior hold at once.
 _ARRAYS = 14
 _KEEP_EVERY = 60.0
+# A network's picture has at most so many voxels along each axis, and pictures take at most such
+# a share of the time.
+_PICTURE_SIDE = 64
+_PICTURE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,14 +57,18 @@ class Watch:
         Asked again and again; True ends the work.
     keep : callable
         Given the state after each stage, and when a network's fit is stopped.
-    seen : callable
-        Shown the volume as it is, in the reference's units.
+    seen : callable, optional
+        Shown the volume as it is, in the reference's units, perhaps with larger voxels.
+    measured : callable, optional
+        Told what is being done, and how far the volume is from the data: root mean square of
+        what it leaves of them, as a share of the range of intensities.
     """
 
     progress: Callable[[float, str], None] = lambda _share, _stage: None
     stop: Callable[[], bool] = lambda: False
     keep: Callable[[State], None] = lambda _state: None
-    seen: Callable[[Volume], None] = lambda _volume: None
+    seen: Callable[[Volume], None] | None = None
+    measured: Callable[[str, float], None] | None = None
 
     def part(self, start: float, end: float, stage: str) -> Callable[[float], None]:
         """What a part of the work is to call with its own share."""
@@ -156,7 +172,7 @@ def _begun(
     digests = [hash_of(volume) for volume in volumes]
     fixed = volumes[settings.reference]
     normalizer = _normalizer(fixed) if resume is None else resume.normalizer
-    grid = _grid(volumes, settings, mask) if resume is None else resume.grid
+    grid = output_grid(volumes, settings, mask) if resume is None else resume.grid
     _check_memory(grid)
     stacks, warnings = prepare(volumes, normalizer)
     if resume is not None:
@@ -210,8 +226,16 @@ def _normalizer(fixed: Volume) -> Normalizer:
     return Normalizer(low, fitted.high if fitted.high > low else float(fixed.data.max()))
 
 
-def _grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | None) -> Grid:
-    """The reference's span in voxels of the size asked for, cut to the mask."""
+def output_grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | None = None) -> Grid:
+    """The grid of the volume: the reference's span in voxels of the size asked for, cut to a mask.
+
+    Voxels of the stacks are not looked at.
+
+    Raises
+    ------
+    UsageError
+        If the mask is empty, or beside the reference.
+    """
     spacing = settings.spacing
     if spacing is None:
         spacing = min(min(volume.spacing) for volume in volumes)
@@ -220,9 +244,10 @@ def _grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | None) ->
         return grid
     if mask.data.ndim != 3 or not (mask.data != 0).any():
         raise UsageError(f"{mask.name}: this mask is empty, or not one 3D volume.")
-    inside = np.argwhere(mask.data != 0)
-    ends = np.stack([inside.min(axis=0) - 0.5, inside.max(axis=0) + 0.5])
-    corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(-1, 3)
+    inside = mask.data != 0
+    full = [np.flatnonzero(inside.any(axis=(a - 2, a - 1))) for a in (0, 1, 2)]
+    ends = [(places[0] - 0.5, places[-1] + 0.5) for places in full]
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
     box = grid.box_touched(grid.index(mask.grid.world(corners)))
     if box is None:
         raise UsageError(
@@ -256,10 +281,15 @@ def _check_same(state: State, settings: Settings, digests: Sequence[str]) -> Non
         )
 
 
+def memory_needed(grid: Grid) -> int:
+    """Bytes that a volume takes while it is fitted."""
+    return _ARRAYS * 4 * grid.size
+
+
 def _check_memory(grid: Grid) -> None:
     import psutil
 
-    needed = _ARRAYS * 4 * grid.size
+    needed = memory_needed(grid)
     free = psutil.virtual_memory().available
     if needed > free:
         sizes = " × ".join(str(n) for n in reversed(grid.shape))
@@ -272,12 +302,21 @@ def _check_memory(grid: Grid) -> None:
 # -------------------------------------------------------------------------------- stages
 
 
+def _tell(state: State, watch: Watch, stage: str, problem: Problem, volume: Array) -> None:
+    """Show a volume on its way, and how far it is from the data, to whom it matters."""
+    if watch.measured is not None:
+        watch.measured(stage, problem.error(volume))
+    if watch.seen is not None:
+        grid = problem.measurement.grid
+        shown = state.normalizer.restore(volume)
+        if state.mask is not None:
+            inside = _mask_on(grid, Volume(state.mask, state.grid.affine))
+            shown = np.where(inside, shown, np.float32(0))
+        watch.seen(Volume(shown, grid.affine, name="the volume so far"))
+
+
 def _find_poses(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
     settings = state.settings
-
-    def seen(volume: Array, grid: Grid) -> None:
-        watch.seen(Volume(state.normalizer.restore(volume), grid.affine, name="the volume so far"))
-
     found = find_poses(
         state.grid,
         stacks,
@@ -287,7 +326,7 @@ def _find_poses(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
         reference=settings.reference,
         stop=watch.stop,
         advance=watch.part(0.1, 0.5, "find poses"),
-        seen=seen,
+        seen=partial(_tell, state, watch, "find poses"),
     )
     _set_poses(state, found.motions, found.weights)
 
@@ -324,6 +363,9 @@ def _reconstruct(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
     settings = state.settings
     problem, weights = _problem(state, stacks)
     guess = problem.start()
+    told = partial(_tell, state, watch, "reconstruct", problem)
+    if not settings.refines:  # else there was a better one before
+        told(guess)
     prior = Prior(settings.penalty, 1e-3 if settings.weight is None else settings.weight)
     asks = settings.refines and settings.network_prior and _is_isotropic(state.grid)
     box = trial_box(guess)
@@ -342,9 +384,8 @@ def _reconstruct(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
     else:
         on_trial = trial.problem.solve(prior, guess[box.slices], stop=watch.stop, advance=advance)
     volume = problem.solve(
-        prior, guess, stop=watch.stop, advance=watch.part(0.6, 0.8, "reconstruct")
+        prior, guess, stop=watch.stop, advance=watch.part(0.6, 0.8, "reconstruct"), seen=told
     )
-    watch.seen(Volume(state.normalizer.restore(volume), state.grid.affine, name="the volume"))
     # Of voxels that were held back: what is left of the others is less than their noise.
     state.numbers["noise"] = trial.error(on_trial)
     if asks:
@@ -392,7 +433,9 @@ def _with_network(
         return volume, prior
     whole = replace(chosen, pull=pulled(volume, state.grid, 0.85, 0.9))
     advance = watch.part(0.9, 0.95, "reconstruct")
-    return problem.solve(whole, volume, rounds=3, stop=watch.stop, advance=advance), whole
+    told = partial(_tell, state, watch, "reconstruct", problem)
+    solved = problem.solve(whole, volume, rounds=3, stop=watch.stop, advance=advance, seen=told)
+    return solved, whole
 
 
 def _is_isotropic(grid: Grid) -> bool:
@@ -425,7 +468,6 @@ def _train(state: State, stacks: Sequence[Stack], settings: Settings, watch: Wat
     from napari_arssr.fitting.implicit import (
         Course,
         Samples,
-        Trained,
         fit_hash_grid,
         fit_irem,
     )
@@ -446,6 +488,8 @@ def _train(state: State, stacks: Sequence[Stack], settings: Settings, watch: Wat
         watch.part(0.1 if paper else 0.5, 1.0, "fit the network"),
         keep if paper else lambda _state: None,
         _KEEP_EVERY,
+        _measured_in(watch, "fit the network"),
+        _shown_in(watch, state),
     )
     if paper:
         samples = Samples(state.grid, stacks, motions)
@@ -460,3 +504,38 @@ def _train(state: State, stacks: Sequence[Stack], settings: Settings, watch: Wat
     state.numbers["held_back_before"] = found.before
     state.numbers["held_back_after"] = found.after
     state.trained = found.trained
+
+
+def _measured_in(watch: Watch, stage: str) -> Callable[[float], None]:
+    def measured(error: float) -> None:
+        if watch.measured is not None:
+            watch.measured(stage, error)
+
+    return measured
+
+
+def _shown_in(watch: Watch, state: State) -> Callable[[Trained], None]:
+    """Shows what a network makes of the volume so far: coarse, and not too often."""
+    ready = time.monotonic()
+
+    def show(trained: Trained) -> None:
+        nonlocal ready
+        started = time.monotonic()
+        if watch.seen is None or started < ready:
+            return
+        training = trained.network.training
+        steps = [max(1, -(-n // _PICTURE_SIDE)) for n in state.grid.shape]
+        grid = state.grid.thinned((steps[0], steps[1], steps[2]))
+        try:
+            so_far = replace(state, trained=trained).field(str(_device_of(trained)))
+            watch.seen(replace(so_far.sample(grid, stop=watch.stop), name="the volume so far"))
+        finally:
+            trained.network.train(training)
+        now = time.monotonic()
+        ready = now + (now - started) / _PICTURE_SHARE
+
+    return show
+
+
+def _device_of(trained: Trained) -> torch.device:
+    return next(trained.network.parameters()).device

@@ -166,6 +166,7 @@ class Problem:
         iterations: int = 12,
         stop: Stop = lambda: False,
         advance: Advance = lambda _share: None,
+        seen: Callable[[Array], None] = lambda _volume: None,
     ) -> Array:
         """The reconstruction.
 
@@ -182,6 +183,8 @@ class Problem:
             Asked at every one of them.
         advance : callable
             Told the share that is done.
+        seen : callable
+            Shown the volume after each round.
 
         Raises
         ------
@@ -199,6 +202,7 @@ class Problem:
             estimate = self.quadratic(
                 form, self._right, estimate, prior, iterations=iterations, stop=stop, advance=told
             )
+            seen(estimate)
         return estimate
 
     def quadratic(
@@ -248,6 +252,12 @@ class Problem:
         """Left of the data, y - W x."""
         seen = self.measurement.forward(volume)
         return [v - s for v, s in zip(self.values, seen, strict=True)]
+
+    def error(self, volume: Array) -> float:
+        """Root mean square of what a volume leaves of the data, each voxel by its weight."""
+        pairs = zip(self.weights, self.residuals(volume), strict=True)
+        total = sum(float(weight.sum()) for weight in self.weights)
+        return float(np.sqrt(sum(_dot(w * left, left) for w, left in pairs) / max(total, 1e-12)))
 
 
 def _dot(a: Array, b: Array) -> float:
