@@ -57,7 +57,10 @@ def test_a_file_that_cannot_be_opened_is_told_and_the_others_open(
     broken.write_bytes(b"not a scan")
     told: list[Notification] = []
     notification_manager.notification_ready.connect(told.append)
-    viewer = build(broken, scan(tmp_path / "good.nii", 50))
+    try:
+        viewer = build(broken, scan(tmp_path / "good.nii", 50))
+    finally:
+        notification_manager.notification_ready.disconnect(told.append)
     assert [layer.name for layer in viewer.layers] == ["good"]
     assert any("broken.nii" in str(note.message) for note in told)
 

@@ -79,7 +79,17 @@ class Scene:
         affine = affine_of(self.layer)
         centre = affine[np.ix_(shown, shown)] @ np.array(index)[shown] + affine[shown, -1]
         self.viewer.scene.camera.center = (0, *centre)
-        self.qtbot.wait(60)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the window stays as it is: a busy machine lays it out late."""
+        calm, before = 0, None
+        while calm < 3:
+            self.qtbot.wait(20)
+            camera, canvas = self.viewer.scene.camera, self.canvas
+            now = (canvas.width(), canvas.height(), camera.center, camera.zoom)
+            calm = calm + 1 if now == before else 0
+            before = now
 
     def pixel(self, index: tuple[float, ...]) -> tuple[float, float]:
         """Where on the canvas, (x, y), a place of the layer is drawn."""
@@ -96,6 +106,7 @@ class Scene:
 
     def drag(self, start: tuple[float, ...], end: tuple[float, ...], steps: int = 5) -> None:
         """The mouse, pressed at a place of the layer and let go at another."""
+        self.settle()
         one, other = (np.array(self.pixel(index)) for index in (start, end))
         left, none = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
         self._mouse(QEvent.Type.MouseMove, one, none, none)

@@ -324,6 +324,7 @@ def test_the_comparison_is_made_by_commands_that_there_are(tmp_path, monkeypatch
 
     words = ["DATA", "--out", str(tmp_path / "o"), "--minutes", "50", "--per", "method"]
     words += ["--scales", "2", "1,1,4", "--weights", "large=big.safetensors", "--commands"]
+    words += ["--", "--batch", "2"]
     monkeypatch.setattr(sys, "argv", ["comparison.py", *words])
     assert comparison.main() == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
@@ -334,6 +335,10 @@ def test_the_comparison_is_made_by_commands_that_there_are(tmp_path, monkeypatch
     assert len(trained) == 3 * 2 + 1 + 3
     minutes = {"--baseline" in line: line[line.index("--minutes") + 1] for line in trained}
     assert minutes == {True: "25", False: "50"}
+    assert {("--baseline" in line, "--batch" in line) for line in trained} == {
+        (True, True),
+        (False, False),
+    }
     exported = {str(one.output) for one in asked if hasattr(one, "output")}
     methods = dict(text.partition("=")[::2] for text in asked[-1].methods)
     assert {str(Path(path).parent) for path in exported if "/x" in path} == {

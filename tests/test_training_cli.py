@@ -271,10 +271,11 @@ def test_one_volume_teaches_its_own_coarse_axis(run: Run, tmp_path: Path) -> Non
     scan = tmp_path / "thick.nii.gz"
     io.write(scan, Volume(scene(coarse), coarse.affine))
     start = tmp_path / "start.safetensors"
+    torch.manual_seed(2)  # the smallest of networks: some starting weights learn nothing
     model = models.build(replace(TINY, features=12, growth=8, decoder_width=24))
     models.save(start, model, models.Card(model.config), torch.float32)
     words = ["train", scan, "--self", "--from", start, "--out", tmp_path / "run", "--quiet"]
-    options = ["--steps", 150, "--learning-rate", 5e-3, "--batch", 2, "--watch-every", 150]
+    options = ["--steps", 150, "--learning-rate", 2e-3, "--batch", 2, "--watch-every", 150]
     ran = run(*words, *options, "--device", "cpu", "--workers", 0, "--warm-up", 10)
     assert ran == Ran(0, "", "")
     config = read_config(tmp_path / "run" / "run.yaml")

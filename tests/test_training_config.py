@@ -252,6 +252,17 @@ def test_the_rate_follows_the_clock_where_that_ends_the_run() -> None:
     assert plan.share(5, 200.0) == 1
 
 
+def test_warming_up_takes_a_tenth_of_the_run_at_most() -> None:
+    few = Plan(TrainingConfig(learning_rate=1.0, warm_up=200, steps=100, schedule="constant"), 10)
+    assert few.rate(0, 0) == pytest.approx(0.005)
+    assert few.rate(5, 0) == pytest.approx(0.5)
+    assert few.rate(10, 0) == 1
+    config = TrainingConfig(warm_up=200, steps=0, minutes=2.0, schedule="constant")
+    short = Plan(replace(config, learning_rate=1.0), 10)
+    assert short.rate(3, 6.0) == pytest.approx(0.5)
+    assert short.rate(6, 12.0) == 1
+
+
 def test_a_run_is_as_long_as_the_first_bound() -> None:
     config = TrainingConfig(steps=1000, epochs=20, minutes=1.0)
     plan = Plan(config, 10)

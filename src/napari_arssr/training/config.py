@@ -200,7 +200,7 @@ class TrainingConfig:
         ``cosine``: to 1 % at the end, following the clock where that ends the run. ``step``:
         halved every ``decay_every`` epochs.
     warm_up : int
-        Steps of warm-up.
+        Steps of warm-up; it takes a tenth of the run at most.
     decay_every : int
         Epochs.
     steps, epochs : int

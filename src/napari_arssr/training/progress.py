@@ -9,6 +9,9 @@ from napari_arssr.training.config import TrainingConfig
 
 __all__ = ["Plan", "Progress"]
 
+# Share of a run.
+LONGEST_WARM_UP = 0.1
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -92,9 +95,11 @@ class Plan:
     def rate(self, step: int, seconds: float) -> float:
         """Learning rate of the step that follows ``step`` others."""
         config = self.config
-        rate = config.learning_rate * min(1.0, (step + 1) / max(config.warm_up, 1))
+        share = self.share(step, seconds)
+        # A run of minutes may have fewer steps than its warm-up.
+        risen = max((step + 1) / max(config.warm_up, 1), share / LONGEST_WARM_UP)
+        rate = config.learning_rate * min(1.0, risen)
         if config.schedule == "cosine":
-            share = self.share(step, seconds)
             return rate * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
         if config.schedule == "step":
             return rate * 0.5 ** (step // self.steps_an_epoch // config.decay_every)
