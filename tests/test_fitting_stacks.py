@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fitting_case import GRID, STILL, stack, thick, three, truth
+from fitting_case import CENTRE, GRID, STILL, stack, thick, three, truth
 
 from napari_arssr import fitting, io
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.alternation import coarser
+from napari_arssr.fitting.poses import rigid
+from napari_arssr.fitting.registration import Agreement
 from napari_arssr.fitting.stacks import check, prepare, read_stacks, within
+from napari_arssr.fitting.state import StackRecord
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Volume
 
@@ -150,3 +153,17 @@ def test_settings_that_cannot_be_meant_are_refused():
             fitting.Settings(**changes)
     with pytest.raises(UsageError, match="no stack 4"):
         fitting.fit(three(), fitting.Settings(reference=3))
+
+
+def test_slices_are_outlined_where_they_were_found():
+    (prepared,), _ = prepare([stack(1)], Normalizer())
+    grid = prepared.volume.grid
+    motion = prepared.still
+    motion[2] = rigid([0.1, 0, 0, 3, 0, 0], CENTRE)
+    agreement = Agreement(1.0, 1.0, 1.0)
+    record = StackRecord("a", "", grid, 1.0, agreement, motion, np.ones(len(motion)))
+    stated = grid.slice_outlines(0)
+    np.testing.assert_allclose(np.delete(record.outlines, 2, 0), np.delete(stated, 2, 0))
+    moved = grid.moved(motion[2]).slice_outlines(0)[2]
+    np.testing.assert_allclose(record.outlines[2], moved)
+    assert np.abs(record.outlines[2] - stated[2]).max() > 2

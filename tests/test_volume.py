@@ -249,6 +249,22 @@ def test_corners_are_those_of_all_voxels(grid: Grid, other: Grid, data: st.DataO
 
 
 @EXAMPLES
+@given(grids, st.integers(0, 2))
+def test_slices_together_span_what_the_grid_spans(grid: Grid, axis: int) -> None:
+    outlines = grid.slice_outlines(axis)
+    assert outlines.shape == (grid.shape[axis], 4, 3)
+    index = grid.index(outlines)
+    for number, outline in enumerate(index):
+        np.testing.assert_allclose(outline[:, axis], number, atol=1e-6)
+        for other in {0, 1, 2} - {axis}:
+            ends = np.array([0, 0, 1, 1]) * grid.shape[other] - 0.5
+            np.testing.assert_allclose(sorted(outline[:, other]), ends, atol=1e-6)
+    # Going around: sides, never diagonals.
+    steps = np.abs(np.diff(index, axis=1, append=index[:, :1]))
+    assert ((steps > 1e-3).sum(axis=-1) == 1).all()
+
+
+@EXAMPLES
 @given(grids, st.tuples(*[st.floats(-3, 3)] * 3))
 def test_departure_is_the_way_of_a_corner_in_voxels(
     grid: Grid, way: tuple[float, float, float]

@@ -380,6 +380,18 @@ class Grid:
             )
         return lps[:3, 3].tolist(), steps.tolist(), direction.ravel().tolist()
 
+    def slice_outlines(self, axis: int) -> npt.NDArray[np.float64]:
+        """The corners of each slice along an axis, going around it: (n, 4, 3), RAS+ millimetres.
+
+        In the middle of the slice's thickness, and out to its outer faces.
+        """
+        rows, columns = (other for other in range(3) if other != axis)
+        index = np.empty((self.shape[axis], 4, 3))
+        index[..., axis] = np.arange(self.shape[axis])[:, None]
+        index[..., rows] = np.array([0, 1, 1, 0]) * self.shape[rows] - 0.5
+        index[..., columns] = np.array([0, 0, 1, 1]) * self.shape[columns] - 0.5
+        return self.world(index)
+
     def moved(self, motion: npt.ArrayLike) -> Grid:
         """The same voxels after a motion: 4×4, RAS+ millimetres to RAS+ millimetres."""
         return Grid(self.shape, np.asarray(motion, dtype=np.float64) @ self.affine)

@@ -18,7 +18,16 @@ from napari_arssr.errors import UsageError
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Grid, Volume
 
-__all__ = ["Stack", "check", "prepare", "read_stacks", "within"]
+__all__ = [
+    "Stack",
+    "check",
+    "check_form",
+    "check_forms",
+    "is_thick",
+    "prepare",
+    "read_stacks",
+    "within",
+]
 
 _THICK = 1.2  # voxels that are longer than this times their width make a stack of slices
 
@@ -116,6 +125,18 @@ def check(volumes: Sequence[Volume]) -> None:
     UsageError
         One sentence with the stack's name, what is wrong, and the way out.
     """
+    check_forms(volumes)
+    for volume in volumes:
+        _check_voxels(volume)
+
+
+def check_forms(volumes: Sequence[Volume]) -> None:
+    """:func:`check` without looking at voxels, which may still be in files.
+
+    Raises
+    ------
+    UsageError
+    """
     if len(volumes) < 2:
         raise UsageError(
             f"{len(volumes)} stack is too few: several thick stacks make one sharp volume; "
@@ -124,8 +145,8 @@ def check(volumes: Sequence[Volume]) -> None:
             else "There is no stack to fit; name two or more."
         )
     for volume in volumes:
-        _check_one(volume)
-    if not any(_is_thick(volume.grid) for volume in volumes):
+        check_form(volume)
+    if not any(is_thick(volume.grid) for volume in volumes):
         sizes = " × ".join(f"{side:.3g}" for side in reversed(volumes[0].spacing))
         raise UsageError(
             f"No stack has thick slices ({volumes[0].name}: {sizes} mm), so there is nothing that "
@@ -133,12 +154,19 @@ def check(volumes: Sequence[Volume]) -> None:
         )
 
 
-def _is_thick(grid: Grid) -> bool:
+def is_thick(grid: Grid) -> bool:
+    """Whether voxels are clearly longer across the slices than within them."""
     sides = sorted(grid.spacing)
     return sides[2] > _THICK * sides[1]
 
 
-def _check_one(volume: Volume) -> None:
+def check_form(volume: Volume) -> None:
+    """See that a volume can be a stack, as far as that can be told without its voxels.
+
+    Raises
+    ------
+    UsageError
+    """
     name = volume.name
     if volume.data.ndim != 3:
         raise UsageError(
@@ -152,6 +180,14 @@ def _check_one(volume: Volume) -> None:
     if flat:
         shape = " × ".join(str(n) for n in reversed(volume.data.shape))
         raise UsageError(f"{name} is one plane ({shape} voxels), not a stack of slices.")
+    try:
+        volume.grid.itk_geometry  # noqa: B018 - asked for its refusal
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}; resample it first.") from None
+
+
+def _check_voxels(volume: Volume) -> None:
+    name = volume.name
     if volume.data.dtype.kind == "f":
         bad = int(np.count_nonzero(~np.isfinite(volume.data)))
         if bad:
@@ -164,10 +200,6 @@ def _check_one(volume: Volume) -> None:
         raise UsageError(
             f"{name} is {float(volume.data.min()):g} everywhere: there is nothing in it to fit."
         )
-    try:
-        volume.grid.itk_geometry  # noqa: B018 - asked for its refusal
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}; resample it first.") from None
 
 
 def prepare(volumes: Sequence[Volume], normalizer: Normalizer) -> tuple[list[Stack], list[str]]:

@@ -65,6 +65,13 @@ class StackRecord:
         return typical_motion(self.motion, np.maximum(self.weight, 1e-6), middle)
 
     @property
+    def outlines(self) -> FloatArray:
+        """Corners of each slice where it was found: (slices, 4, 3), RAS+ millimetres."""
+        stated = self.grid.slice_outlines(0)
+        turned = np.einsum("nij,nkj->nki", self.motion[:, :3, :3], stated)
+        return np.asarray(turned + self.motion[:, None, :3, 3])
+
+    @property
     def suspects(self) -> list[int]:
         """Slices, from 0, that are hardly believed."""
         return [int(number) for number in np.flatnonzero(self.weight < SUSPECT)]
