@@ -431,6 +431,42 @@ def test_a_plane_is_sharpened_too(begin: Begin, loaded: Loaded) -> None:
 # Newest first ---------------------------------------------------------------------------------
 
 
+def test_memory_stays_within_what_was_given_however_far_one_wanders(
+    begin: Begin, loaded: Loaded
+) -> None:
+    volume = a_volume((24, 200, 200))
+    memory = NetworkField.least_memory(loaded.model, volume.grid.shape, torch.float32)
+    held: list[int] = []
+
+    def made() -> NetworkField:
+        source = volume_of(scene.layer)
+        field = NetworkField(source, loaded.model, Normalizer(0.0, 200.0), memory=memory)
+        features = field.features
+        # Or all of it would fit, and wandering would be no matter.
+        assert features.bytes_of(volume.grid.box) > 2 * features.cache_bytes
+        sample = field.sample
+
+        def noted(*arguments: Any, **options: Any) -> Volume:
+            result = sample(*arguments, **options)
+            held.append(features._held)
+            assert features._held <= features.cache_bytes
+            return result
+
+        field.sample = noted  # type: ignore[method-assign]
+        return field
+
+    lend = lending(made)
+    scene = begin(volume, lend=lambda: lend())
+    for z in (4, 20):
+        for y, x in [(40, 40), (40, 160), (160, 100)]:
+            scene.look_at((z, y, x), 14.0)
+            scene.settle()
+    assert max(held) > 0
+    # Nor do pictures pile up.
+    assert not scene.live._desk.answers
+    assert [layer.name for layer in scene.viewer.layers] == ["scan", "scan live view"]
+
+
 def test_an_older_answer_never_replaces_a_newer_one(begin: Begin) -> None:
     slow = SlowField(a_volume())
     scene = begin(a_volume(), lend=lending(lambda: slow))
