@@ -143,7 +143,7 @@ def test_all_frames_are_upsampled_each_by_itself(
 def test_a_layer_that_is_as_its_file_passes(tmp_path: Path) -> None:
     for number, order in enumerate(permutations(range(3))):
         source = a_scan(tmp_path / f"{number}.nii.gz", order)
-        same_as_file(Plan(layer_volume(source), Target(scale=2.0)), source)
+        same_as_file(layer_volume(source), source)
 
 
 def edited(volume: Volume) -> Volume:
@@ -172,7 +172,7 @@ def test_a_layer_that_is_not_as_its_file_has_no_command(
     source = a_scan(tmp_path / "a.nii", (2, 0, 1))
     volume = change(layer_volume(source))
     with pytest.raises(UsageError, match=rf"{words}.*save the layer first"):
-        same_as_file(Plan(volume, Target(scale=2.0)), source)
+        same_as_file(volume, source)
 
 
 # Reading -----------------------------------------------------------------------------------

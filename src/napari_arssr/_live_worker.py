@@ -18,11 +18,11 @@ from napari_arssr.slice_view import Patch, SliceView
 from napari_arssr.volume import Box
 
 if TYPE_CHECKING:
-    from napari_arssr.field import NetworkField
+    from napari_arssr.field import Field
 
 __all__ = ["Answer", "Desk", "Lend", "Request", "serve"]
 
-Lend = Callable[[], AbstractContextManager["NetworkField | None"]]
+Lend = Callable[[], AbstractContextManager["Field | None"]]
 Plane = npt.NDArray[np.float32]
 Report = Callable[[float | None, str], None]
 Stop = Callable[[], bool]
@@ -161,7 +161,7 @@ def _answer(request: Request, desk: Desk, stop: Stop) -> bool:
     return True
 
 
-def _sample(request: Request, stage: int, field: NetworkField, desk: Desk, stop: Stop) -> Plane:
+def _sample(request: Request, stage: int, field: Field, desk: Desk, stop: Stop) -> Plane:
     """One stage of a request, as a plane (rows, columns) in the grid's axis order."""
     coarse = stage < len(request.stages) - 1
     encoding = True  # for all that is known before the first report

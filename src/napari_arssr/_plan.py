@@ -29,12 +29,14 @@ from napari_arssr.volume import Box, Grid, Volume
 if TYPE_CHECKING:
     from napari_arssr.field import NetworkField
 
-__all__ = ["Plan", "Workshop"]
+__all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "same_as_file"]
 
 Report = Callable[[float | None, str], None]
 Stop = Callable[[], bool]
 Array = npt.NDArray[Any]
 T = TypeVar("T")
+
+_WAY_OUT = "choose a box or a lower scale, or set less memory under Advanced"
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +185,7 @@ class Plan:
         if settings.consistency is not None:
             scanner = settings.consistency
             words += ["--consistency", f"{scanner.kind}:{scanner.width:g}"]
-        return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+        return in_command(words)
 
     def _output(self, source: Path) -> Path:
         suffix = ".tif" if source.suffix.lower() in (".tif", ".tiff") else ".nii.gz"
@@ -225,14 +227,14 @@ class Workshop:
         ------
         UsageError, FileError, OutOfMemory, Cancelled
         """
-        with _plain_errors(plan.volume.name):
+        with plain_errors(plan.volume.name):
             report(None, "getting ready")
             import_torch()
             identity, network = self.fields.weights(
                 plan.settings.weights, progress=partial(_downloaded, report), stop=stop
             )
             volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
-            stored = replace(plan, volume=_read(volume, report, stop)).as_stored()
+            stored = replace(plan, volume=read_voxels(volume, report, stop)).as_stored()
             settings, target = stored.settings, stored.target
             passed = 0
             used: set[str] = {plan.key}
@@ -284,12 +286,12 @@ class Workshop:
 
         @contextmanager
         def lent() -> Iterator[NetworkField | None]:
-            with _plain_errors(plan.volume.name):
+            with plain_errors(plan.volume.name):
                 import_torch()
                 identity, network = self.fields.weights(plan.settings.weights)
                 if not read:
                     volume = plan.volume.frame(plan.frame or 0)
-                    one = _read(volume, _unheard, _never).in_storage_order()
+                    one = read_voxels(volume, _unheard, _never).in_storage_order()
                     read.append((one, _field_key(one, identity, plan.settings)))
                 ((one, key),) = read
                 settings = plan.settings
@@ -310,8 +312,13 @@ class Workshop:
         return lent
 
 
-def same_as_file(plan: Plan, source: Path) -> None:
-    """Make sure that a file holds what the layer shows; for a thread.
+def in_command(words: Sequence[str]) -> str:
+    """Words as a line for this system's shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def same_as_file(volume: Volume, source: Path) -> None:
+    """Make sure that a file holds what a volume's layer shows; for a thread.
 
     Raises
     ------
@@ -320,9 +327,9 @@ def same_as_file(plan: Plan, source: Path) -> None:
     UsageError
         If it holds something else.
     """
-    name = plan.volume.name
+    name = volume.name
     way_out = "save the layer first, and the command can name that file"
-    stored, there = plan.as_stored().volume, io.read(source)
+    stored, there = volume.in_storage_order(), io.read(source)
     if stored.data.shape != there.data.shape:
         raise UsageError(f"{name} has another shape than {source}; {way_out}.")
     if stored.grid != there.grid:
@@ -357,7 +364,7 @@ def _digest(data: Array) -> str:
     return digest.hexdigest()
 
 
-def _read(volume: Volume, report: Report, stop: Stop) -> Volume:
+def read_voxels(volume: Volume, report: Report, stop: Stop) -> Volume:
     """A volume with its voxels in memory, read piece by piece where they are not."""
     lazy: Any = volume.data
     if isinstance(lazy, np.ndarray) and not isinstance(lazy, np.memmap):
@@ -396,7 +403,7 @@ def _pieces(lazy: Any) -> list[int]:
 
 
 @contextmanager
-def _plain_errors(name: str) -> Iterator[None]:
+def plain_errors(name: str, way_out: str = _WAY_OUT) -> Iterator[None]:
     """One sentence for running out of memory, wherever it happened; a name for what is a bug."""
     try:
         yield
@@ -406,8 +413,7 @@ def _plain_errors(name: str) -> Iterator[None]:
         torch = sys.modules.get("napari_arssr.devices")
         if isinstance(error, MemoryError) or (torch and torch.is_out_of_memory(error)):
             raise OutOfMemory(
-                f"{name}: there was not enough memory; close other programs, choose a box or a "
-                "lower scale, or set less memory under Advanced."
+                f"{name}: there was not enough memory; close other programs, {way_out}."
             ) from None
         raise
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
-from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtCore import QEvent, QSignalBlocker, QSize, QTimer
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
@@ -40,10 +39,11 @@ from napari_arssr._region_choice import RegionChoice
 from napari_arssr._result import Looks, result_layer
 from napari_arssr._rows import Note, Page, Rows, in_a_row
 from napari_arssr._run_row import RunRow
+from napari_arssr._telling import in_bytes, tell
 from napari_arssr._view import mark_result
 from napari_arssr._weights_choice import WeightsChoice
 from napari_arssr._worker import Outcome, Report, Runner, State, Stop
-from napari_arssr.errors import ArssrError, OutOfMemory, UsageError
+from napari_arssr.errors import OutOfMemory, UsageError
 from napari_arssr.timing import Speeds, in_words
 from napari_arssr.upsampling import Settings, Target
 
@@ -85,11 +85,11 @@ class UpsampleWidget(QWidget):
         self._checker = Runner(self, "napari-arssr file")
 
         self.image = ImageChoice(viewer, self._theme)
-        self.weights = WeightsChoice(chosen.weights, self._theme, _tell)
+        self.weights = WeightsChoice(chosen.weights, self._theme, tell)
         self.output = OutputChoice()
         self.estimate = Note(self._theme)
         self.region = RegionChoice(viewer, self._theme)
-        self.device = DeviceChoice(chosen.device, chosen.precision, self._theme, _tell, self)
+        self.device = DeviceChoice(chosen.device, chosen.precision, self._theme, tell, self)
         self.advanced = Advanced(chosen.memory)
         self.run = RunRow(self.runner)
         self.message = Note(self._theme)
@@ -257,7 +257,7 @@ class UpsampleWidget(QWidget):
         return (
             frames + times(grid.shape[plane:]),
             Unit.of(plan.volume).show(grid.spacing[plane:]),
-            _bytes(plan.bytes),
+            in_bytes(plan.bytes),
             time_here,
         )
 
@@ -300,7 +300,7 @@ class UpsampleWidget(QWidget):
             self.message.say("Cancelled.")
         elif outcome.error is not None:
             self.message.say("That did not work: see the message.", alarming=True)
-            _tell(outcome.error, f"Upsampling {plan.volume.name}")
+            tell(outcome.error, f"Upsampling {plan.volume.name}")
         else:
             self._encoded = plan if plan.frames == 1 else None
             data, settings, _ = outcome.value
@@ -348,7 +348,7 @@ class UpsampleWidget(QWidget):
             self.message.say(f"Copied: {outcome.value}")
         else:
             self.message.say("There is no such command: see the message.", alarming=True)
-            _tell(outcome.error, "Copying the command")
+            tell(outcome.error, "Copying the command")
         self._refresh()
 
     # ------------------------------------------------------------------------- live view
@@ -465,7 +465,7 @@ def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = No
 
 
 def _command(plan: Plan, source: Path, _report: Report, _stop: Stop) -> str:
-    same_as_file(plan, source)
+    same_as_file(plan.volume, source)
     return plan.command(source)
 
 
@@ -477,28 +477,4 @@ def _lack(plan: Plan) -> str:
     way_out = "choose a lower scale or a drawn box"
     if plan.frames > 1:
         way_out += ", or one frame under Advanced"
-    return f"This would take {_bytes(need)} of memory, and {_bytes(free)} are free: {way_out}."
-
-
-def _bytes(size: int) -> str:
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{max(size / 1e3, 0.1):.3g} kB"
-
-
-class UnexpectedError(Exception):
-    """A fault of this package or of one it builds on."""
-
-
-def _tell(error: BaseException, what: str = "") -> None:
-    """Show an error: in a sentence if it has one, else with all that helps to find the fault."""
-    if isinstance(error, ArssrError):
-        show_error(str(error))
-        return
-    told = UnexpectedError(
-        f"{what or 'This'} failed with {type(error).__name__}: {error}. That is a fault of "
-        "napari-arssr or of PyTorch; please report it with the traceback."
-    )
-    told.__cause__ = error
-    notification_manager.receive_error(UnexpectedError, told, error.__traceback__)
+    return f"This would take {in_bytes(need)} of memory, and {in_bytes(free)} are free: {way_out}."

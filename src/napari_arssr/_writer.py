@@ -162,7 +162,10 @@ def _origin(volume: Volume, kind: str) -> Origin:
     if (origin.intent[0] in LABEL_INTENTS) != (kind == "labels"):
         intent = LABEL if kind == "labels" else 0
         origin = replace(origin, intent=(intent, (0.0, 0.0, 0.0), ""), display_range=(0.0, 0.0))
-    if "upsampling" in volume.metadata:  # a result: what made it, not what made its input
+    if "fit" in volume.metadata:
+        record = json.dumps({"napari-arssr fit": volume.metadata["fit"]}, sort_keys=True)
+        origin = replace(origin, description="", provenance=record)
+    elif "upsampling" in volume.metadata:  # a result: what made it, not what made its input
         record = json.dumps(
             {"napari-arssr": volume.metadata["upsampling"]}, sort_keys=True, default=str
         )

@@ -1,0 +1,41 @@
+"""What widgets tell in words of their own: errors, and sizes in memory."""
+
+from __future__ import annotations
+
+from napari.utils.notifications import notification_manager, show_error
+
+from napari_arssr.errors import ArssrError
+
+__all__ = ["UnexpectedError", "in_bytes", "tell"]
+
+
+class UnexpectedError(Exception):
+    """A fault of this package or of one it builds on."""
+
+
+def tell(error: BaseException, what: str = "") -> None:
+    """Show an error: in a sentence if it has one, else with all that helps to find the fault.
+
+    Parameters
+    ----------
+    error : BaseException
+    what : str
+        What was being done, as the beginning of a sentence.
+    """
+    if isinstance(error, ArssrError):
+        show_error(str(error))
+        return
+    told = UnexpectedError(
+        f"{what or 'This'} failed with {type(error).__name__}: {error}. That is a fault of "
+        "napari-arssr or of PyTorch; please report it with the traceback."
+    )
+    told.__cause__ = error
+    notification_manager.receive_error(UnexpectedError, told, error.__traceback__)
+
+
+def in_bytes(size: int) -> str:
+    """A size in memory: ``451 MB``."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{max(size / 1e3, 0.1):.3g} kB"
