@@ -10,8 +10,9 @@ same budget: each of SRCNN3D, DCSRN and ResCNN for each scale, ArSSR by the pape
 each of its encoders, and the bundled weights' own protocol from random weights ("ours"), these
 once for all scales. With ``--per method`` the networks of a method share one budget instead.
 Words after ``--`` go to the training of the baselines, which work on HR voxels and would take few
-steps of their usual batch in minutes. Beside them stand cubic interpolation, back-projection, the bundled weights as they are and those
-of ``--weights``, which had budgets of their own. No validation volume is seen in training.
+steps of their usual batch in minutes. Beside them stand cubic interpolation, back-projection, the
+bundled weights as they are and those of ``--weights``, which had budgets of their own. No
+validation volume is seen in training.
 
 What was broken off goes on where it was, and what is done is not done again. The tables, curves
 and pictures are in OUT/scores then.
