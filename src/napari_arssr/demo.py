@@ -100,7 +100,8 @@ def picture(volumes: dict[str, Volume], pixels_per_mm: float = 2.5) -> npt.NDArr
             extent = [mm for other, mm in enumerate(volume.grid.extent) if other != axis]
             height, width = (round(mm * pixels_per_mm) for mm in extent)
             planes.append(Image.fromarray(grey).resize((width, height), Image.Resampling.NEAREST))
-        spacing = " x ".join(f"{size:.3g}" for size in volume.spacing[::-1])
+        sides = [f"{size:.3g}" for size in volume.spacing[::-1]]
+        spacing = " x ".join(sides if len(set(sides)) > 1 else sides[:1])
         column = Image.new(
             "L",
             (max(p.width for p in planes), title + sum(p.height + gap for p in planes)),
