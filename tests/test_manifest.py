@@ -129,7 +129,9 @@ def test_the_window_offers_the_widget_and_the_samples(
     )
     found = set(texts(window.menuBar()))
     assert "/Layers/Transform/Upsample (ArSSR super-resolution)" in found
-    assert any(text.startswith("/Plugins/") and "Upsample" in text for text in found)
+    assert "/Layers/Transform/Fit stacks (ArSSR super-resolution)" in found
+    for name in ("Upsample", "Fit stacks"):
+        assert any(text.startswith("/Plugins/") and name in text for text in found)
     samples = "/File/Open Sample/ArSSR super-resolution"
     assert f"{samples}/Brain scan, 2 × 2 × 2.2 mm" in found
     assert f"{samples}/Cells, every fourth plane (download)" in found

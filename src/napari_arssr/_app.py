@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "main", "run"]
 
-_PLUGIN = "napari-arssr"
+_PLUGIN, _WIDGET = "napari-arssr", "Upsample"
 _INSTALL = 'pip install "napari-arssr[app]"'
 
 
@@ -100,7 +100,7 @@ def build(files: Sequence[Path] = (), *, demo: bool = False) -> napari.Viewer:
 
     viewer = napari.Viewer(title="napari-arssr")
     viewer.canvas.overlays.scale_bar.visible = True
-    _, widget = viewer.window.add_plugin_dock_widget(_PLUGIN)
+    _, widget = viewer.window.add_plugin_dock_widget(_PLUGIN, _WIDGET)
     for file in files:
         try:
             viewer.open(str(file), plugin=_PLUGIN)

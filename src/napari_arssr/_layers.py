@@ -34,6 +34,7 @@ __all__ = [
     "labels_layer",
     "layer_of",
     "loaded",
+    "placed_points",
     "volume_of",
     "volume_of_data",
 ]
@@ -71,6 +72,33 @@ def image_layer(volume: Volume) -> LayerData:
     shown = _contrast(volume.data)
     data, settings = _placed(volume)
     return data, settings | {"contrast_limits": shown}, "image"
+
+
+def placed_points(
+    points: npt.NDArray[np.float64], place: Volume
+) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+    """Points as the data of a layer that lies in the world of a volume's.
+
+    Parameters
+    ----------
+    points : (…, 3) array
+        RAS+ millimetres.
+    place : Volume
+        Its voxels are not looked at.
+
+    Returns
+    -------
+    data : (…, 3) array
+        In cubes of the volume's smallest side, along its axes.
+    settings : dict
+        The layer's ``affine``, ``units`` and ``axis_labels``.
+    """
+    grid = place.grid.isotropic()
+    nothing = np.broadcast_to(np.float32(0), grid.shape)
+    volume = Volume(nothing, grid.affine, metadata=place.metadata)
+    _, settings = _placed(volume)
+    data = volume.along_world_axes().grid.index(points)
+    return data, {name: settings[name] for name in ("affine", "units", "axis_labels")}
 
 
 def labels_layer(volume: Volume) -> LayerData:

@@ -19,7 +19,20 @@ _STEPS = 1000
 _TELL_EVERY = 0.5
 # Before that much is done, what is left is a guess.
 _FIRST_GUESS = 0.02
-_STAGES = {"encode": "encoding", "decode": "decoding", "copy": "copying"}
+_STAGES = {
+    "encode": "encoding",
+    "decode": "decoding",
+    "copy": "copying",
+    "register": "registering",
+    "compare": "comparing",
+    "find poses": "finding poses",
+    "choose the prior": "choosing the prior",
+    "reconstruct": "reconstructing",
+    "ask the network": "asking the network",
+    "fit the network": "fitting the network",
+    "interpolate": "interpolating",
+    "map the uncertainty": "mapping the uncertainty",
+}
 
 
 class RunRow(QWidget):

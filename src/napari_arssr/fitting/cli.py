@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_arssr.errors import Cancelled, UsageError
+from napari_arssr.volume import as_triple
 
 if TYPE_CHECKING:
     from napari_arssr.fitting.settings import Method, Settings
     from napari_arssr.fitting.state import State
     from napari_arssr.volume import Grid, Volume
 
-__all__ = ["add_fit"]
+__all__ = ["add_fit", "as_options", "record_of"]
 
 _INTERRUPTED = 130
 
@@ -194,7 +195,7 @@ def _fit(options: argparse.Namespace) -> int:
             print(f"\nnapari-arssr: Stopped{more}.", file=sys.stderr)
             return _INTERRUPTED
         seconds = line.seconds
-    record = _record(state, grid, options, seconds)
+    record = {"output": options.output.name, **record_of(state, grid, seconds)}
     _write(options.output, volume, record)
     if state.uncertainty_volume is not None and options.uncertainty is not None:
         _write(options.uncertainty, state.uncertainty_volume, record)
@@ -231,6 +232,42 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
+def as_options(settings: Settings) -> list[str]:
+    """The words of a command line that :func:`add_fit` makes these settings of."""
+    from napari_arssr.fitting.settings import Settings
+
+    usual = Settings()
+    words = [] if settings.register else ["--no-register"]
+    if settings.spacing is not None:
+        sides = [repr(side).removesuffix(".0") for side in reversed(as_triple(settings.spacing))]
+        words += ["--spacing", sides[0] if len(set(sides)) == 1 else ",".join(sides)]
+    if settings.preset != usual.preset:
+        words += ["--preset", settings.preset]
+    elif settings.method != usual.method:
+        words += ["--method", settings.method]
+    if settings.reference != usual.reference:
+        words += ["--reference", str(settings.reference + 1)]
+    if settings.scanner != usual.scanner:
+        words += ["--slice-profile", f"{settings.scanner.kind}:{settings.scanner.width!r}"]
+    if settings.network_prior != usual.network_prior:
+        words.append("--no-network")
+    for option, name in (
+        ("--metric", "metric"),
+        ("--motion", "motion"),
+        ("--prior", "penalty"),
+        ("--weight", "weight"),
+        ("--weights", "weights"),
+        ("--epochs", "epochs"),
+        ("--minutes", "minutes"),
+        ("--device", "device"),
+        ("--seed", "seed"),
+    ):
+        value = getattr(settings, name)
+        if value != getattr(usual, name):
+            words += [option, str(value)]
+    return words
+
+
 def _spacing(text: str | None) -> float | tuple[float, ...] | None:
     """One number, or three in the file's order, which come back as (z, y, x)."""
     if text is None:
@@ -252,16 +289,22 @@ def _profile(text: str) -> Any:
         raise UsageError(f"--slice-profile: {str(error).rstrip('.')}.") from None
 
 
-def _record(
-    state: State, grid: Grid, options: argparse.Namespace, seconds: float
-) -> dict[str, Any]:
-    """What was done, ready for JSON: names without folders, shapes in the file's order."""
+def record_of(state: State, grid: Grid, seconds: float) -> dict[str, Any]:
+    """What was done, ready for JSON: names without folders, shapes in the file's order.
+
+    Parameters
+    ----------
+    state : State
+    grid : Grid
+        Of the volume that was sampled.
+    seconds : float
+        That it took.
+    """
     import napari_arssr
 
     settings = state.settings.to_dict() | {"weights": Path(state.settings.weights).name}
     return {
         "version": napari_arssr.__version__,
-        "output": options.output.name,
         "shape": list(grid.shape[::-1]),
         "spacing_mm": [round(side, 6) for side in grid.spacing[::-1]],
         "seconds": round(seconds, 1),

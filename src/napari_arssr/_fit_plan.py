@@ -1,0 +1,271 @@
+"""What one press of Run is to fit: taken from the window whole, then done away from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_arssr import io
+from napari_arssr._live_worker import Lend
+from napari_arssr._output_choice import Unit
+from napari_arssr._plan import in_command, plain_errors, read_voxels, same_as_file
+from napari_arssr._sight import Sight
+from napari_arssr._warm_up import import_torch
+from napari_arssr._worker import Report, Stop
+from napari_arssr.errors import OutOfMemory
+from napari_arssr.fitting.cli import as_options, record_of
+from napari_arssr.fitting.pipeline import Watch, fit, memory_needed, output_grid
+from napari_arssr.fitting.settings import Settings
+from napari_arssr.fitting.stacks import check_forms
+from napari_arssr.volume import Grid, Volume, as_triple
+
+if TYPE_CHECKING:
+    from napari_arssr.fitting.fitted import FittedField
+    from napari_arssr.fitting.state import State
+
+__all__ = ["FitPlan", "Fitted"]
+
+_WAY_OUT = "give a mask, a larger voxel size or fewer stacks"
+
+
+@dataclass(frozen=True, eq=False)
+class FitPlan:
+    """A fit that is fully settled.
+
+    Parameters
+    ----------
+    volumes : tuple of Volume
+        The layers', their axes in the layers' order. Voxels may still be in files.
+    settings : Settings
+        The voxel size is one number, or none.
+    mask : Volume, optional
+    uncertainty : bool
+        Whether a map is made too.
+
+    Raises
+    ------
+    UsageError
+        If no volume can be made of them, as far as that can be told without voxels.
+    """
+
+    volumes: tuple[Volume, ...]
+    settings: Settings
+    mask: Volume | None = None
+    uncertainty: bool = False
+
+    def __post_init__(self) -> None:
+        check_forms(self.volumes)
+
+    @property
+    def reference(self) -> Volume:
+        """The stack that the others are brought to."""
+        return self.volumes[self.settings.reference]
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the volume, in the reference layer's axis order.
+
+        Whole where the mask's voxels are still in a file.
+
+        Raises
+        ------
+        UsageError
+            If the mask is empty, or beside the reference.
+        """
+        at_hand = self.mask is not None and isinstance(self.mask.data, np.ndarray)
+        return output_grid(self.volumes, self.settings, self.mask if at_hand else None)
+
+    @property
+    def bytes_needed(self) -> int:
+        """Memory that fitting takes."""
+        return memory_needed(self.grid)
+
+    @property
+    def title(self) -> str:
+        """What the result is called: of which stacks, how fine, by which method."""
+        names = [volume.name for volume in self.volumes]
+        finest = min(min(volume.spacing) for volume in self.volumes)
+        return title_of(names, self.reference, self.settings, finest)
+
+    def command(self, sources: Sequence[Path], mask: Path | None) -> str:
+        """The command line that does the same with the layers' files."""
+        first = sources[self.settings.reference]
+        name = io.stem(first)
+        words = ["napari-arssr", "fit", *map(str, sources)]
+        words += ["-o", str(first.with_name(f"{name}_fit.nii.gz")), *as_options(self.settings)]
+        if mask is not None:
+            words += ["--mask", str(mask)]
+        if self.uncertainty:
+            words += ["--uncertainty", str(first.with_name(f"{name}_fit_sd.nii.gz"))]
+        return in_command(words)
+
+    def compared_command(self, sources: Sequence[Path], mask: Path | None) -> str:
+        """:meth:`command`, once the files are seen to hold what the layers show; for a thread.
+
+        Raises
+        ------
+        FileError, OutOfMemory, UsageError
+        """
+        for volume, source in zip(self.volumes, sources, strict=True):
+            same_as_file(volume, source)
+        if self.mask is not None and mask is not None:
+            same_as_file(self.mask, mask)
+        return self.command(sources, mask)
+
+    def carry_out(self, report: Report, stop: Stop, sight: Sight) -> Fitted:
+        """Fit; for a thread.
+
+        Parameters
+        ----------
+        report : callable
+            Told the share of the work done, or None where that is not known, and the stage.
+        stop : callable
+        sight : Sight
+            Shown the volume on its way.
+
+        Raises
+        ------
+        UsageError, FileError, OutOfMemory, Cancelled
+        """
+
+        def reading(_share: float | None, stage: str) -> None:
+            report(None, stage)
+
+        def stored(volume: Volume) -> Volume:
+            # In the file's order: what the command line gives for the file, to the last digit.
+            return read_voxels(volume, reading, stop).in_storage_order()
+
+        with plain_errors(self.title, _WAY_OUT):
+            report(None, "getting ready")
+            import_torch()
+            started = time.monotonic()
+            volumes = [stored(volume) for volume in self.volumes]
+            state = fit(
+                volumes,
+                self.settings,
+                mask=None if self.mask is None else stored(self.mask),
+                uncertainty=self.uncertainty,
+                watch=Watch(report, stop, seen=sight.see, measured=sight.measure),
+            )
+            fitted = Fitted(state, volumes[self.settings.reference])
+            return replace(fitted, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fit that is done, to be sampled as often as one likes.
+
+    Parameters
+    ----------
+    state : State
+    reference : Volume
+        The reference stack; its metadata say what else results take from it.
+    seconds : float
+        That the fit took.
+    """
+
+    state: State
+    reference: Volume
+    seconds: float = 0.0
+
+    def title(self, spacing: float | None) -> str:
+        """What a result with voxels of a size, in millimetres, is called."""
+        records = self.state.stacks
+        settings = self.state.settings
+        if spacing is not None:
+            settings = replace(settings, spacing=spacing)
+        finest = min(min(record.grid.spacing) for record in records)
+        return title_of([record.name for record in records], self.reference, settings, finest)
+
+    def grid(self, spacing: float | None) -> Grid:
+        """The fit's span in voxels of a size, or in those that it was fitted with."""
+        return self.state.grid if spacing is None else self.state.grid.with_spacing(spacing)
+
+    def sample(self, spacing: float | None, report: Report, stop: Stop) -> Volume:
+        """The volume with voxels of a size; for a thread.
+
+        Raises
+        ------
+        OutOfMemory, Cancelled
+        """
+        import psutil
+
+        grid = self.grid(spacing)
+        needed = 4 * grid.size
+        if needed > psutil.virtual_memory().available:
+            raise OutOfMemory(
+                f"A volume of {grid.size:,} voxels takes {needed / 1e9:.1f} GB, more than is free; "
+                "choose a larger voxel size."
+            )
+        with plain_errors(self.title(spacing), "choose a larger voxel size"):
+
+            def told(share: float, _stage: str) -> None:
+                report(share, "sampling")
+
+            volume = self._field().sample(grid, progress=told, stop=stop)
+            return self._as_result(volume, grid)
+
+    @property
+    def uncertainty(self) -> Volume | None:
+        """The standard deviation of each voxel, where it was asked for."""
+        found = self.state.uncertainty_volume
+        return None if found is None else self._as_result(found, self.state.grid)
+
+    def lend(self) -> Lend:
+        """For the live view: lends the fitted field."""
+        made: list[FittedField] = []
+
+        @contextmanager
+        def lent() -> Iterator[FittedField | None]:
+            if not made:
+                made.append(self._field())
+            yield made[0]
+
+        return lent
+
+    def save(self, path: Path) -> Path:
+        """Keep the fit in a safetensors file; for a thread.
+
+        Raises
+        ------
+        UsageError, FileError
+        """
+        from napari_arssr.fitting.files import save
+
+        return save(path, self.state)
+
+    def _field(self) -> FittedField:
+        return self.state.field(self.state.settings.device)
+
+    def _as_result(self, volume: Volume, grid: Grid) -> Volume:
+        metadata: dict[str, Any] = {
+            name: value
+            for name, value in self.reference.metadata.items()
+            if name not in ("upsampling", "fit")
+        }
+        metadata["fit"] = record_of(self.state, grid, self.seconds)
+        return replace(volume, metadata=metadata)
+
+
+def title_of(names: Sequence[str], reference: Volume, settings: Settings, finest: float) -> str:
+    """What a result is called: of which stacks, its voxel size, and the method.
+
+    Parameters
+    ----------
+    names : sequence of str
+    reference : Volume
+        In the unit of its world lengths are shown.
+    settings : Settings
+    finest : float
+        The voxel size, millimetres, where the settings name none.
+    """
+    sides = [finest] if settings.spacing is None else as_triple(settings.spacing)
+    method = "IREM as published" if settings.preset == "paper" else settings.method
+    stems = ", ".join(io.without_suffix(name) for name in names)
+    return f"fit of {stems} · {Unit.of(reference).show(sides)} · {method}"

@@ -1,0 +1,229 @@
+"""How stacks are to become one volume: what of it can be set in the window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox
+from psygnal import Signal
+from qtpy.QtWidgets import QButtonGroup, QLabel, QRadioButton, QVBoxLayout, QWidget
+
+from napari_arssr._output_choice import Unit
+from napari_arssr._rows import Folding, Rows, choice, in_a_row
+from napari_arssr.degradation import Kind, ScannerModel
+from napari_arssr.fitting.settings import Settings
+from napari_arssr.volume import Volume
+
+__all__ = ["PAPER", "FitAdvanced", "MethodChoice", "VoxelSize"]
+
+PAPER = "paper"
+"""The method's entry for IREM as published."""
+
+_METHODS = (
+    ("default: poses, SRR, trained network", "default"),
+    ("SRR: regularised least squares", "srr"),
+    ("IREM: a network on top of default", "irem"),
+    ("IREM as published (hours)", PAPER),
+    ("mean, cubic B-splines", "bspline"),
+    ("mean, linear", "linear"),
+)
+_MOTIONS = (
+    ("each slice", "slices"),
+    ("each stack as a whole", "stacks"),
+    ("nothing", "none"),
+)
+_METRICS = (("correlation", "correlation"), ("mutual information", "mutual-information"))
+_PROFILE = "slice-profile"
+_SEEN_BY = ("default", "srr", "irem")  # methods with a slice profile and an uncertainty
+_POSED = ("default", "irem")  # methods that refine poses
+_TRAINED = ("irem", PAPER)
+
+
+class VoxelSize(QWidget):
+    """Cubes of the stacks' finest side, or a voxel size."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = Unit()
+        self.finest = QRadioButton("cubes of the finest side")
+        self.by_size = QRadioButton("cubes of")
+        self.side = FloatSpinBox(value=1.0, min=0.001, max=1000.0, step=0.1)
+        self.symbol = QLabel(self.unit.symbol)
+        self._least = 0.0
+        self._buttons = QButtonGroup(self)
+        for button in (self.finest, self.by_size):
+            self._buttons.addButton(button)
+        self.finest.setChecked(True)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(3)
+        layout.addWidget(self.finest)
+        layout.addLayout(in_a_row(self.by_size, self.side.native, self.symbol, stretch=True))
+        self._buttons.buttonToggled.connect(self._on_button)
+        self.side.changed.connect(self._on_size)
+
+    @property
+    def value(self) -> float | None:
+        """Millimetres; None for the finest side."""
+        if self.finest.isChecked():
+            return None
+        return float(self.side.value) * self.unit.millimetres
+
+    def suit(self, volumes: Sequence[Volume], reference: Volume) -> None:
+        """Offer sizes that make sense for stacks; one that the user chose stays."""
+        unit = Unit.of(reference)
+        side = min(min(volume.spacing) for volume in volumes) / unit.millimetres
+        if (unit, side) == (self.unit, self._least):
+            return
+        kept = self.by_size.isChecked() and unit == self.unit
+        self.unit, self._least = unit, side
+        self.symbol.setText(unit.symbol)
+        decimals = max(0, 2 - math.floor(math.log10(side)))
+        with self.side.changed.blocked():
+            value = self.side.value if kept else round(side, decimals)
+            self.side.native.setDecimals(decimals)
+            self.side.min = 10.0**-decimals
+            self.side.max = max(1000.0, 100 * side)
+            self.side.step = 10.0 ** (1 - decimals)
+            self.side.value = value
+
+    def _on_button(self, _button: QRadioButton, checked: bool) -> None:
+        if checked:
+            self.changed.emit()
+
+    def _on_size(self) -> None:
+        """Whoever sets the size means the size."""
+        if self.by_size.isChecked():
+            self.changed.emit()
+        else:
+            self.by_size.setChecked(True)
+
+
+class MethodChoice(QWidget):
+    """The method, what moves, and what only some methods have."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.method: ComboBox = choice("How stacks become one volume", lambda: _METHODS)
+        self.motion: ComboBox = choice(
+            "What is moved to where it fits best while the volume is reconstructed",
+            lambda: _MOTIONS,
+        )
+        self.register = CheckBox(
+            value=True,
+            text="register stacks first",
+            tooltip="Unticked: stacks lie where their files say",
+        )
+        self.uncertainty = CheckBox(
+            value=False,
+            text="uncertainty map",
+            tooltip="A second layer with the standard deviation of each voxel",
+        )
+        self.minutes = FloatSpinBox(
+            value=0.0,
+            min=0.0,
+            max=100_000.0,
+            step=1.0,
+            tooltip="The longest that the network is fitted",
+        )
+        self.minutes.native.setSpecialValueText("as long as it takes")
+        self.minutes.native.setSuffix(" min")
+        self.minutes.native.setDecimals(1)
+        self.minutes_row = QWidget()
+        self.minutes_row.setLayout(in_a_row(QLabel("at most"), self.minutes.native, stretch=True))
+        self.minutes_row.setVisible(False)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(3)
+        layout.addWidget(self.method.native)
+        layout.addWidget(self.minutes_row)
+        for widget in (self.method, self.motion, self.register, self.uncertainty, self.minutes):
+            widget.changed.connect(self._on_change)
+
+    @property
+    def wants_uncertainty(self) -> bool:
+        """Whether a map is to be made; not every method has one."""
+        return bool(self.uncertainty.value) and self.uncertainty.enabled
+
+    def settings(self, advanced: FitAdvanced) -> Settings:
+        """What is chosen; what a method does not have is as usual."""
+        entry = str(self.method.value)
+        paper = entry == PAPER
+        settings = Settings(
+            method="irem" if paper else self.method.value,
+            preset="paper" if paper else "default",
+            register=bool(self.register.value),
+            metric=advanced.similarity.value,
+        )
+        if entry in _POSED:
+            settings = replace(
+                settings,
+                motion=self.motion.value,
+                network_prior=bool(advanced.network.value),
+            )
+        if entry in _SEEN_BY:
+            settings = replace(settings, scanner=advanced.scanner)
+        if entry in _TRAINED:
+            settings = replace(settings, minutes=float(self.minutes.value))
+        return settings
+
+    def _on_change(self, _value: Any = None) -> None:
+        entry = str(self.method.value)
+        self.motion.enabled = entry in _POSED
+        self.uncertainty.enabled = entry in _SEEN_BY
+        self.minutes_row.setVisible(entry in _TRAINED)
+        self.changed.emit()
+
+
+class FitAdvanced(QWidget):
+    """Settings behind a heading that is closed at first."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.similarity: ComboBox = choice(
+            "What registration makes the most of; mutual information where contrasts differ",
+            lambda: _METRICS,
+        )
+        self.profile: ComboBox = choice(
+            "What a voxel sees across its slice: slice-profile is a box, as 2D scans have it",
+            lambda: [(kind, kind) for kind in (_PROFILE, *(k for k in _KINDS if k != _PROFILE))],
+        )
+        self.thickness = FloatSpinBox(
+            value=1.0, min=0.1, max=4.0, step=0.1, tooltip="In slice distances"
+        )
+        self.network = CheckBox(
+            value=True,
+            text="ask the trained network",
+            tooltip="Draw the volume to what the bundled network makes of it, as far as that "
+            "predicts the stacks",
+        )
+        rows = Rows()
+        rows.add("Register by", self.similarity.native)
+        rows.add("Slice profile", in_a_row(self.profile.native, self.thickness.native))
+        rows.add("Prior", self.network.native)
+        self.folding = Folding("Advanced", rows)
+        outer = Rows()
+        outer.addWidget(self.folding, 0, 0, 1, 2)
+        self.setLayout(outer)
+        for widget in (self.similarity, self.profile, self.thickness, self.network):
+            widget.changed.connect(self._on_change)
+
+    @property
+    def scanner(self) -> ScannerModel:
+        """The slice profile."""
+        return ScannerModel(self.profile.value, round(float(self.thickness.value), 3))
+
+    def _on_change(self, _value: Any = None) -> None:
+        self.changed.emit()
+
+
+_KINDS = get_args(Kind)

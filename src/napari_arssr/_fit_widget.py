@@ -1,0 +1,619 @@
+"""The second dock widget: several stacks of thick slices into one sharp volume.
+
+It settles which stacks are to be fitted and how, hands that to a thread, and shows what comes of
+it: the volume as it sharpens, how far it is from the data, where slices were found, the result.
+What is to be done is a :class:`~napari_arssr._fit_plan.FitPlan`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from napari.utils.notifications import show_warning
+from qtpy.QtCore import QEvent, QSignalBlocker, QSize, QTimer
+from qtpy.QtGui import QShowEvent
+from qtpy.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QFileDialog,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_arssr import io
+from napari_arssr._device_choice import DeviceChoice
+from napari_arssr._fit_plan import FitPlan, Fitted
+from napari_arssr._fit_settings import FitAdvanced, MethodChoice, VoxelSize
+from napari_arssr._kept_place import KeptPlace
+from napari_arssr._layers import LayerData, image_layer
+from napari_arssr._live_picture import LivePicture
+from napari_arssr._live_view import LiveView
+from napari_arssr._loss_curve import LossCurve
+from napari_arssr._output_choice import Unit, times
+from napari_arssr._preferences import preferences, use_cache_folder
+from napari_arssr._result import Looks, result_layer
+from napari_arssr._rows import Note, Page, Rows, in_a_row
+from napari_arssr._run_row import RunRow
+from napari_arssr._sight import Sight
+from napari_arssr._slices_layer import SlicesLayer, StackOutlines
+from napari_arssr._stack_choice import MaskChoice, StackChoice
+from napari_arssr._telling import in_bytes, tell
+from napari_arssr._view import mark_result
+from napari_arssr._worker import Outcome, Report, Runner, State, Stop
+from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.timing import in_words
+from napari_arssr.volume import Volume
+
+if TYPE_CHECKING:
+    import napari.viewer
+    from napari.layers import Image, Labels
+
+__all__ = ["FitWidget"]
+
+_LOOK_EVERY = 100  # milliseconds, for pictures and numbers while a fit runs
+_LOOK_AGAIN = 3  # seconds after which it is looked again whether there is memory now
+_WIDTH, _HEIGHT = 400, 720
+_FILTER = "Fits (*.safetensors)"
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """A fit that is done, and the layers that it came from and became."""
+
+    fitted: Fitted
+    stacks: tuple[Image, ...]
+    places: tuple[bytes, ...]
+    reference: Image
+    looks: Looks
+    result: Image
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What a run hands over: the fit, and layers that are ready to be added."""
+
+    fitted: Fitted
+    result: LayerData
+    uncertainty: LayerData | None
+
+
+class FitWidget(QWidget):
+    """Fits one volume to several stacks of thick slices.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        use_cache_folder()
+        self._viewer = viewer
+        self._plan: FitPlan | None = None
+        self._running: tuple[Image | Labels, ...] = ()
+        self._done: _Done | None = None
+        self._sight: Sight | None = None
+        self._live: LiveView | None = None
+        self._docked = False
+        self._closed = False
+        self._place = KeptPlace(viewer, self)
+        self._picture = LivePicture(viewer)
+        self._slices = SlicesLayer(viewer)
+        self.runner = Runner(self, "napari-arssr fit")
+        self._helper = Runner(self, "napari-arssr fit file")
+
+        self.stacks = StackChoice(viewer, self._theme)
+        self.within = MaskChoice(viewer, self._theme)
+        self.slices = QCheckBox("Show slices in 3D")
+        self.slices.setToolTip(
+            "Outlines of all slices: where the files say they are, and after the fit where they "
+            "were found"
+        )
+        self.slices_note = Note(self._theme)
+        self.voxel_size = VoxelSize()
+        self.method = MethodChoice()
+        self.advanced = FitAdvanced()
+        chosen = preferences()
+        self.device = DeviceChoice(chosen.device, "auto", self._theme, tell, self)
+        self.estimate = Note(self._theme)
+        self.run = RunRow(self.runner)
+        self.curve = LossCurve(self._theme)
+        self.message = Note(self._theme)
+        self.copy = QPushButton("Copy as command")
+        self.copy.setToolTip("Put the command line that does the same on the clipboard")
+        self.save = QPushButton("Save fit…")
+        self.save.setToolTip(
+            "Keep volume, poses and network in a file, to go on with or to sample again: "
+            "napari-arssr fit … --field FILE --resume"
+        )
+        self.again = QPushButton("Sample again")
+        self.again.setToolTip("The fit that is done, in voxels of the size above; no new fit")
+        self.live = QCheckBox("Live view: sharpen what I zoom to")
+        self.live_note = Note(self._theme)
+        self._lay_out()
+        self._connect()
+        self._refresh()
+
+    def _lay_out(self) -> None:
+        rows = Rows()
+        rows.add("Stacks", self.stacks)
+        rows.add("Reference", self.stacks.reference.native)
+        rows.add("Mask", self.within)
+        rows.add("", in_a_row(self.slices, stretch=True))
+        rows.add("", self.slices_note)
+        rows.add("Output", self.voxel_size, self.estimate)
+        rows.add("Method", self.method)
+        rows.add("Moves", self.method.motion.native)
+        rows.add("", self.method.register.native)
+        rows.add("", self.method.uncertainty.native)
+        rows.add("Device", self.device.device.native, self.device.note)
+        page = QWidget()
+        inner = QVBoxLayout(page)
+        inner.setContentsMargins(8, 8, 8, 8)
+        inner.setSpacing(8)
+        inner.addLayout(rows)
+        inner.addWidget(self.advanced)
+        inner.addWidget(self.run)
+        inner.addWidget(self.curve)
+        inner.addWidget(self.message)
+        inner.addWidget(self.live)
+        inner.addWidget(self.live_note)
+        inner.addLayout(in_a_row(self.again, self.save, stretch=True))
+        inner.addLayout(in_a_row(self.copy, stretch=True))
+        inner.addStretch()
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(Page(page))
+
+    def _connect(self) -> None:
+        self.stacks.changed.connect(self._on_stacks)
+        for part in (self.within, self.voxel_size, self.method, self.advanced, self.device):
+            part.changed.connect(self._refresh)
+        self.run.run_clicked.connect(self.start)
+        self.runner.state_changed.connect(self._on_state)
+        self._helper.state_changed.connect(self._on_state)
+        self.slices.toggled.connect(self._on_slices)
+        self.copy.clicked.connect(self.copy_command)
+        self.save.clicked.connect(self._on_save)
+        self.again.clicked.connect(self.sample_again)
+        self.live.toggled.connect(self._on_live)
+        self._viewer.layers.events.removed.connect(self._on_removed)
+        self._look = QTimer(self)
+        self._look.setInterval(_LOOK_EVERY)
+        self._look.timeout.connect(self._take)
+        self._memory = QTimer(self)
+        self._memory.setSingleShot(True)
+        self._memory.setInterval(1000 * _LOOK_AGAIN)
+        self._memory.timeout.connect(self._refresh)
+        # Not at once: while napari removes layers, nobody else may.
+        self._no_slices = QTimer(self)
+        self._no_slices.setSingleShot(True)
+        self._no_slices.setInterval(0)
+        self._no_slices.timeout.connect(partial(self.slices.setChecked, False))
+        # The window may be deleted without this widget hearing of it in any other way, and the
+        # application may end without deleting anything.
+        self.destroyed.connect(partial(_abandon, self._runners()))
+        application = QApplication.instance()
+        assert application is not None
+        application.aboutToQuit.connect(self.close_down)
+
+    # ------------------------------------------------------------------ what is to be done
+
+    def _on_stacks(self) -> None:
+        """Others are chosen, or a chosen one lies elsewhere."""
+        self._draw_slices()
+        self._refresh()
+
+    def _planned(self) -> FitPlan:
+        """What Run is to do.
+
+        Raises
+        ------
+        UsageError, OutOfMemory
+            If it cannot be done; says why.
+        """
+        volumes = self.stacks.volumes
+        if len(volumes) < 2:
+            raise UsageError("Tick two or more stacks of one subject.")
+        self.voxel_size.suit(volumes, volumes[self.stacks.number])
+        settings = replace(
+            self.method.settings(self.advanced),
+            spacing=self.voxel_size.value,
+            reference=self.stacks.number,
+            device=self.device.device.value,
+        )
+        plan = FitPlan(volumes, settings, self.within.volume(), self.method.wants_uncertainty)
+        need, free = plan.bytes_needed, psutil.virtual_memory().available
+        if need > free:
+            raise OutOfMemory(
+                f"This would take {in_bytes(need)} of memory, and {in_bytes(free)} are free: "
+                "choose a larger voxel size or a mask."
+            )
+        return plan
+
+    def _refresh(self, _value: object = None) -> None:
+        """Settle what Run would do, and say what would come of it."""
+        self._plan = None
+        problem = ""
+        try:
+            self._plan = self._planned()
+        except (UsageError, OutOfMemory) as error:
+            problem = str(error)
+            if isinstance(error, OutOfMemory):
+                self._memory.start()  # memory may become free
+        if self._plan is not None:
+            self.estimate.say(_prospect(self._plan))
+        else:
+            self.estimate.say(problem, alarming=bool(self.stacks.layers))
+        self.run.set_ready(self._plan is not None, problem)
+        idle = self.runner.state is State.IDLE and self._helper.state is State.IDLE
+        self.copy.setEnabled(self._plan is not None and self._helper.state is State.IDLE)
+        self.save.setEnabled(self._done is not None and idle)
+        self.again.setEnabled(self._done is not None and idle)
+        self.live.setEnabled(self._done is not None or self.live.isChecked())
+
+    # ------------------------------------------------------------------------- run
+
+    def start(self) -> None:
+        """Fit, unless something runs already."""
+        self._refresh()
+        plan = self._plan
+        if plan is None or self.runner.state is not State.IDLE:
+            return
+        use_cache_folder()
+        layers = tuple(self.stacks.layers)
+        reference = layers[plan.settings.reference]
+        looks = Looks.of(reference)
+        sight = Sight(f"{plan.title} (so far)", looks, _world(plan.reference))
+
+        def work(report: Report, stop: Stop) -> _Made:
+            fitted = plan.carry_out(report, stop, sight)
+            volume = fitted.sample(None, _unheard, stop)
+            spread = fitted.uncertainty
+            return _Made(
+                fitted,
+                result_layer(volume, plan.title, looks),
+                None if spread is None else _uncertainty_layer(spread, plan.title),
+            )
+
+        self.run.announce(plan.title, None)
+        self.message.say("")
+        self.curve.clear()
+        mask = self.within.layer
+        self._running = layers if mask is None else (*layers, mask)
+        self._sight = sight
+        self._picture.begin(reference)
+        self._look.start()
+        places = tuple(volume.affine.tobytes() for volume in plan.volumes)
+        self.runner.start(work, partial(self._on_end, (layers, places), looks, time.monotonic()))
+
+    def _on_state(self, _state: State) -> None:
+        self._refresh()
+
+    def _take(self) -> None:
+        """Show what the thread has left."""
+        if self._sight is None:
+            return
+        self.curve.add(self._sight.numbers())
+        picture = self._sight.picture()
+        if picture is not None and self.runner.state is State.RUNNING:
+            self._picture.show(picture)
+
+    def _on_end(
+        self,
+        source: tuple[tuple[Image, ...], tuple[bytes, ...]],
+        looks: Looks,
+        started: float,
+        outcome: Outcome,
+    ) -> None:
+        self._look.stop()
+        self._take()
+        self._sight = None
+        self._running = ()
+        if outcome.cancelled:
+            self._picture.end()
+            self.message.say("Cancelled.")
+        elif outcome.error is not None:
+            self._picture.end()
+            self.message.say("That did not work: see the message.", alarming=True)
+            tell(outcome.error, "Fitting the stacks")
+        else:
+            self._show_result(outcome.value, *source, looks)
+            self._say_done(outcome.value.fitted, time.monotonic() - started)
+        self._refresh()
+
+    def _show_result(
+        self, made: _Made, layers: tuple[Image, ...], places: tuple[bytes, ...], looks: Looks
+    ) -> None:
+        self.live.setChecked(False)
+        if made.uncertainty is not None:
+            data, settings, _ = made.uncertainty
+            self._viewer.add_image(data, **settings)
+        reference = layers[made.fitted.state.settings.reference]
+        data, settings, _ = made.result
+        result = self._viewer.add_image(data, **settings)
+        self._picture.end()  # after the result is there, so that nothing blinks
+        mark_result(result, reference)
+        self._done = _Done(made.fitted, layers, places, reference, looks, result)
+        self._draw_slices()
+
+    def _say_done(self, fitted: Fitted, seconds: float) -> None:
+        state = fitted.state
+        words = [f"Done in {in_words(seconds)}: {fitted.title(None)}."]
+        words += [
+            f"{record.name}: slice {', '.join(map(str, record.suspects))} of "
+            f"{len(record.weight)} hardly believed."
+            for record in state.stacks
+            if record.suspects
+        ]
+        self.message.say(" ".join([*words, *state.warnings]), alarming=bool(state.warnings))
+        for warning in state.warnings:
+            show_warning(warning)
+
+    def sample_again(self) -> None:
+        """Make another layer of the fit that is done, in voxels of the size that is chosen."""
+        done = self._done
+        if done is None or self.runner.state is not State.IDLE:
+            return
+        spacing = self.voxel_size.value
+        fitted = done.fitted
+        title = fitted.title(spacing)
+
+        def work(report: Report, stop: Stop) -> LayerData:
+            return result_layer(fitted.sample(spacing, report, stop), title, done.looks)
+
+        self.run.announce(title, None)
+        self.message.say("")
+        self.runner.start(work, partial(self._on_sampled, done))
+
+    def _on_sampled(self, done: _Done, outcome: Outcome) -> None:
+        if outcome.cancelled:
+            self.message.say("Cancelled.")
+        elif outcome.error is not None:
+            self.message.say("That did not work: see the message.", alarming=True)
+            tell(outcome.error, "Sampling the fit")
+        else:
+            data, settings, _ = outcome.value
+            result = self._viewer.add_image(data, **settings)
+            mark_result(result, done.reference)
+            self.message.say(f"Sampled: {settings['name']}.")
+        self._refresh()
+
+    def _on_removed(self, event: Any) -> None:
+        """A layer is gone: what is being made of it is not wanted any more."""
+        if self._slices.owns(event.value):
+            self.slices.setChecked(False)
+        if event.value in self._running:
+            self._running = ()
+            self.runner.cancel()
+
+    # ------------------------------------------------------------------------- slices
+
+    def _on_slices(self, on: bool) -> None:
+        self.stacks.show_colours(on)
+        if not on:
+            self._slices.hide()
+            self.slices_note.say("")
+            return
+        self._draw_slices()
+        if self._slices.layer is None:
+            with QSignalBlocker(self.slices):
+                self.slices.setChecked(False)
+            self.stacks.show_colours(False)
+            self.slices_note.say("Tick stacks first: their slices are shown.")
+
+    def _draw_slices(self) -> None:
+        """Where slices are, as far as that is known now."""
+        volumes = self.stacks.volumes
+        if not self.slices.isChecked():
+            return
+        if not volumes:
+            self._no_slices.start()
+            return
+        found = self._found()
+        if found is None:
+            self.slices_note.say("Slices where the files say.")
+            stacks = [
+                StackOutlines(volume.grid.slice_outlines(volume.grid.slice_axis))
+                for volume in volumes
+            ]
+        else:
+            doubted = sum(len(stack.doubted) for stack in found)
+            more = f"; {doubted} of them, red, hardly believed" if doubted else ""
+            self.slices_note.say(f"Slices where the fit found them{more}.")
+            stacks = list(found)
+        self._slices.show(stacks, volumes[self.stacks.number])
+
+    def _found(self) -> list[StackOutlines] | None:
+        """Where the fit found the slices, if it is one of the stacks that are chosen."""
+        done = self._done
+        now = tuple(volume.affine.tobytes() for volume in self.stacks.volumes)
+        if done is None or done.stacks != tuple(self.stacks.layers) or done.places != now:
+            return None
+        return [
+            StackOutlines(record.outlines, record.suspects) for record in done.fitted.state.stacks
+        ]
+
+    # ------------------------------------------------------------------- command, file
+
+    def copy_command(self) -> None:
+        """Put the equivalent command line on the clipboard, if there is one."""
+        plan = self._plan
+        if plan is None or self._helper.state is not State.IDLE:
+            return
+        mask = self.within.layer
+        layers = [*self.stacks.layers, *([] if mask is None else [mask])]
+        without = [layer.name for layer in layers if layer.source.path is None]
+        if without:
+            self.message.say(
+                f"{', '.join(without)}: there is no file that this comes from, and a command needs "
+                "one: save it (File, Save Selected Layers), open that file, and copy again.",
+                alarming=True,
+            )
+            return
+        paths = [Path(layer.source.path) for layer in layers]
+        sources, own = paths[: len(plan.volumes)], None if mask is None else paths[-1]
+
+        def work(_report: Report, _stop: Stop) -> str:
+            return plan.compared_command(sources, own)
+
+        self.message.say("Comparing layers with their files…")
+        self._helper.start(work, self._on_command)
+
+    def _on_command(self, outcome: Outcome) -> None:
+        if outcome.error is None:
+            clipboard = QApplication.clipboard()
+            assert clipboard is not None
+            clipboard.setText(outcome.value)
+            self.message.say(f"Copied: {outcome.value}")
+        else:
+            self.message.say("There is no such command: see the message.", alarming=True)
+            tell(outcome.error, "Copying the command")
+
+    def _on_save(self) -> None:
+        if self._done is None:
+            return
+        name = f"{io.without_suffix(self._done.reference.name)}_fit{_SUFFIX}"
+        path, _ = QFileDialog.getSaveFileName(self, "Save the fit", name, _FILTER)
+        if path:
+            self.save_fit(Path(path))
+
+    def save_fit(self, path: Path) -> None:
+        """Keep the fit that is done in a file; one without a suffix gets it."""
+        done = self._done
+        if done is None:
+            return
+        target = path if path.suffix.lower() == _SUFFIX else path.with_name(path.name + _SUFFIX)
+
+        def work(_report: Report, _stop: Stop) -> Path:
+            return done.fitted.save(target)
+
+        self.message.say(f"Saving {target.name}…")
+        self._helper.start(work, self._on_saved)
+
+    def _on_saved(self, outcome: Outcome) -> None:
+        if outcome.error is None:
+            self.message.say(f"Saved: {outcome.value}")
+        else:
+            self.message.say("The fit was not saved: see the message.", alarming=True)
+            tell(outcome.error, "Saving the fit")
+
+    # ------------------------------------------------------------------------- live view
+
+    def _on_live(self, on: bool) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        self.live_note.say("")
+        done = self._done
+        if not on:
+            return
+        if done is None or done.result not in self._viewer.layers:
+            self._live_off("The result is gone; fit or sample it again.")
+            return
+        live = LiveView(self._viewer, done.result, done.fitted.lend())
+        live.state.connect(self._say_live)
+        live.ended.connect(self._on_live_ended)
+        try:
+            live.start()
+        except UsageError as error:
+            self._live_off(str(error))
+            return
+        self._live = live
+
+    def _live_off(self, reason: str) -> None:
+        with QSignalBlocker(self.live):
+            self.live.setChecked(False)
+        self.live_note.say(reason, alarming=bool(reason))
+
+    def _say_live(self, text: str) -> None:
+        self.live_note.say(text)
+
+    def _on_live_ended(self) -> None:
+        said = self.live_note.text()
+        self._live = None
+        self._live_off(said)
+
+    # ------------------------------------------------------------------------- the end
+
+    def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
+        """Once the widget is seen it asks for devices."""
+        super().showEvent(event)
+        self.device.look_later()
+
+    def event(self, event: QEvent | None) -> bool:
+        """Notice being taken out of the window: napari does so when the panel is closed."""
+        if event is not None and event.type() == QEvent.Type.ParentChange:
+            if self.parent() is not None:
+                self._docked = True
+            elif self._docked:
+                self.close_down()
+        return super().event(event)
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """As much as all rows need."""
+        return QSize(_WIDTH, _HEIGHT)
+
+    def close_down(self) -> None:
+        """End what runs, unheard, and let go of the viewer."""
+        if self._closed:
+            return
+        self._closed = True
+        _abandon(self._runners())
+        self._look.stop()
+        self._memory.stop()
+        self._no_slices.stop()
+        self._viewer.layers.events.removed.disconnect(self._on_removed)
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._picture.end()
+        self._slices.hide()
+        self._place.close()
+        for part in (self.stacks, self.within, self.device, self.run):
+            part.close_down()
+
+    def _runners(self) -> tuple[Runner, ...]:
+        return self.runner, self._helper, self.device.runner
+
+    def _theme(self) -> str:
+        return str(self._viewer.theme)
+
+
+def _prospect(plan: FitPlan) -> Sequence[str]:
+    """Shape, spacing and size of the result, and what fitting takes."""
+    grid = plan.grid
+    return (
+        times(grid.shape),
+        Unit.of(plan.reference).show(grid.spacing),
+        in_bytes(4 * grid.size),
+        f"{in_bytes(plan.bytes_needed)} while fitting",
+    )
+
+
+def _world(volume: Volume) -> dict[str, object]:
+    """Of a volume's metadata, how its layer's world is called."""
+    return {name: value for name, value in volume.metadata.items() if name == "world"}
+
+
+def _uncertainty_layer(spread: Volume, title: str) -> LayerData:
+    data, settings, kind = image_layer(spread)
+    looks = {"name": f"uncertainty of {title}", "colormap": "magma", "visible": False}
+    return data, settings | looks, kind
+
+
+def _unheard(_share: float | None, _stage: str) -> None:
+    pass
+
+
+def _abandon(runners: tuple[Runner, ...], _gone: object = None) -> None:
+    for runner in runners:
+        runner.abandon()
