@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import napari
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,12 @@ from qtpy.QtWidgets import QApplication
 
 from napari_arssr import _app
 from napari_arssr._compare import SPLIT_KEY
+from napari_arssr._fit_widget import FitWidget
+from napari_arssr._layers import image_layer
 from napari_arssr._widget import UpsampleWidget
+from napari_arssr.fitting.poses import rigid
+from napari_arssr.phantom import Phantom
+from napari_arssr.volume import Grid, Volume
 
 WINDOW = 1440, 880
 GIF_WIDTH = 480
@@ -96,6 +102,52 @@ def main(folder: Path) -> None:
 
     viewer.close()
     overlay(folder / "napari-open.png")
+    fit(folder / "napari-fit-slices.png", folder / "napari-fit.png")
+
+
+def fit(slices: Path, result: Path) -> None:
+    """Three stacks of the phantom: their slices in 3D, and the volume that is fitted to them."""
+    viewer = napari.Viewer(title="napari-arssr")
+    viewer.window.resize(*WINDOW)
+    viewer.canvas.overlays.scale_bar.visible = True
+    _, widget = viewer.window.add_plugin_dock_widget("napari-arssr", "Fit stacks")
+    assert isinstance(widget, FitWidget)
+    for stack in phantom_stacks():
+        data, settings, _ = image_layer(stack)
+        viewer.add_image(data, **settings)
+    wait(lambda: "looking" not in widget.device.device.native.currentText())
+    viewer.layers.selection.active = viewer.layers[0]
+    for layer in viewer.layers[1:]:
+        layer.visible = False
+    widget.method.motion.value = "stacks"  # all that this phantom does
+    widget.slices.setChecked(True)
+    viewer.scene.camera.zoom *= 0.7
+    settle(viewer)
+    save(slices, viewer)
+    widget.slices.setChecked(False)
+    run(widget)
+    viewer.dims.set_point(1, 10.0)
+    viewer.dims.order = 1, 0, 2  # coronal: across the first stack's slices
+    viewer.reset_view()
+    settle(viewer, 2)
+    save(result, viewer)
+    viewer.close()
+
+
+def phantom_stacks() -> list[Volume]:
+    """Axial, coronal and sagittal slices of 6 mm, 2 × 2 mm in plane; one moved."""
+    grid = Grid.from_spacing((72, 90, 72), 2.0)
+    motion = rigid([0.03, -0.05, 0.04, 1.5, -2.0, 1.0], (0.0, 0.0, 0.0))
+    stacks = []
+    for axis, name in enumerate(("axial", "coronal", "sagittal")):
+        place = grid.moved(motion if name == "coronal" else np.eye(4))
+        data = Phantom(0).sample(place, oversampling=1).data
+        sides = list(grid.shape)
+        sides[axis : axis + 1] = [sides[axis] // 3, 3]
+        thick = grid.scaled([1 / 3 if other == axis else 1 for other in range(3)])
+        mean = data.reshape(sides).mean(axis=axis + 1)
+        stacks.append(Volume(mean.astype(np.float32), thick.affine, name=name))
+    return stacks
 
 
 def overlay(path: Path) -> None:
@@ -153,7 +205,7 @@ def add_rectangle(viewer: Any, corners: npt.NDArray[np.float64], axes: int) -> N
     shapes.add_rectangles(np.hstack([before, corners])[:, -shapes.ndim :])
 
 
-def run(widget: UpsampleWidget) -> None:
+def run(widget: UpsampleWidget | FitWidget) -> None:
     """Press Run and wait for the end."""
     wait(widget.run.button.isEnabled)
     widget.run.button.click()

@@ -138,11 +138,19 @@ _RIGHT_MIDDLE = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 
 
 def ticks_between(low: float, high: float) -> list[float]:
-    """Round numbers from ``low`` to ``high``, above 0, for a logarithmic axis; the ends if few."""
+    """Two or more round numbers from ``low`` to ``high``, above 0, for a logarithmic axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+    for steps in ((1,), (1, 3), (1, 2, 5)):
         ticks = [step * 10.0**decade for decade in decades for step in steps]
         inside = [tick for tick in ticks if low <= tick <= high]
         if len(inside) >= _FEWEST_TICKS:
             return inside
-    return [low, high]
+    # Within less than a decade: evenly, as a linear axis has them.
+    decade = math.ceil(math.log10(high - low))
+    while True:
+        for share in (5, 2, 1):
+            step = share * 10.0 ** (decade - 1)
+            inside = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+            if len(inside) >= _FEWEST_TICKS:
+                return inside
+        decade -= 1

@@ -25,7 +25,7 @@ DOUBTED = "#ff3b30"
 """Colour of slices that are hardly believed."""
 
 _NAME = "slices of the stacks"
-_WIDTH = 0.25  # of the lines, in voxels of the layer that they are placed by
+_WIDTH = 1 / 250  # of the lines, as a share of all that they span: seen with all of it in view
 
 # In napari's first view, straight along an axis, slices hide one another; from in front and above
 # they do not. Directions are those of the world's axes: I, P, L.
@@ -86,8 +86,10 @@ class SlicesLayer:
         sides, colours = _drawn(stacks)
         points, settings = placed_points(sides, place)
         vectors = np.stack([points[:, 0], points[:, 1] - points[:, 0]], axis=1)
+        width = _WIDTH * float(np.ptp(points.reshape(-1, 3), axis=0).max())
         layer = self.layer
         if layer is not None:
+            layer.edge_width = width
             layer.data = vectors
             layer.edge_color = colours
             layer.affine = settings["affine"]
@@ -96,7 +98,7 @@ class SlicesLayer:
         self._layer = Vectors(
             vectors,
             name=_NAME,
-            edge_width=_WIDTH,
+            edge_width=width,
             edge_color=colours,
             vector_style="line",
             opacity=1.0,

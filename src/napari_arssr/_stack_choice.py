@@ -63,13 +63,17 @@ class _Candidate:
     def text(self) -> str:
         if self.volume is None:
             return f"{self.layer.name} · cannot be a stack"
-        return f"{self.layer.name} · {Unit.of(self.volume).show(self.volume.spacing)}"
+        spacing = self.volume.spacing  # all three are too long for a row, and in the tip
+        thick = is_thick(self.volume.grid)
+        size = Unit.of(self.volume).show([max(spacing)] if thick else spacing)
+        return f"{self.layer.name} · {size} slices" if thick else f"{self.layer.name} · {size}"
 
     @property
     def tip(self) -> str:
         if self.volume is None:
             return self.reason
-        return f"{self.text} · {times(self.volume.grid.shape)} voxels"
+        size = Unit.of(self.volume).show(self.volume.spacing)
+        return f"{self.layer.name} · {times(self.volume.grid.shape)} voxels of {size}"
 
 
 class StackChoice(QWidget):

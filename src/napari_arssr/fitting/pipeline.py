@@ -71,7 +71,8 @@ class Watch:
     measured: Callable[[str, float], None] | None = None
 
     def part(self, start: float, end: float, stage: str) -> Callable[[float], None]:
-        """What a part of the work is to call with its own share."""
+        """What a part of the work, which begins now, is to call with its own share."""
+        self.progress(start, stage)
 
         def advance(share: float) -> None:
             self.progress(start + (end - start) * min(share, 1.0), stage)
