@@ -86,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scales", nargs="+", default=["2", "2.5", "3", "3.5", "4"])
     parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=BASELINES)
     parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=ENCODERS)
+    parser.add_argument("--volumes", type=int, metavar="N", help="score the first N of each set")
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
     parser.add_argument("--metrics", help="as of napari-arssr evaluate")
     parser.add_argument("--device", default="auto")
@@ -142,11 +143,22 @@ def scoring(options: argparse.Namespace) -> list[str]:
     methods = ["cubic", "back-projection"]
     methods += [f"{baseline}={folder / baseline}" for baseline in options.baselines]
     methods += [f"{name}={path}" for name, path in one.items()]
-    words = ["evaluate", *(f"{name}={options.data / place}" for name, place in SETS.items())]
+    words = ["evaluate", *sets(options)]
     words += ["--out", str(options.out / "scores"), "--crop", "8", "--device", options.device]
     words += ["--scales", *options.scales, "--methods", *methods, "bundled=default"]
     words += [*options.weights]
     return [*words, "--metrics", options.metrics] if options.metrics else words
+
+
+def sets(options: argparse.Namespace) -> Iterator[str]:
+    """The data sets as evaluate is told them."""
+    for name, place in SETS.items():
+        folder = options.data / place
+        if options.volumes is None:
+            yield f"{name}={folder}"
+        else:
+            files = sorted(folder.glob("*.nii*"))[: options.volumes]
+            yield from (f"{name}={file}" for file in files)
 
 
 def call(words: list[str], options: argparse.Namespace) -> int:
