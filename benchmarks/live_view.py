@@ -130,9 +130,9 @@ def live_view(viewer: Any, widget: Any) -> None:
     rest(0.5)
     camera = viewer.scene.camera
     camera.zoom = 12
-    widget.live.setChecked(True)
-    live = widget._live
-    assert live is not None, widget.live_note.text()
+    widget.live.box.setChecked(True)
+    live = widget.live.view
+    assert live is not None, widget.live.note.text()
     shown: list[tuple[float, bool]] = []
     put = live._show
 
@@ -173,7 +173,7 @@ def live_view(viewer: Any, widget: Any) -> None:
     )
     report("  from the last level to its fine picture, ms", 1000 * (shown[-1][0] - turned), "≤ 150")
     live._show = put
-    widget.live.setChecked(False)
+    widget.live.box.setChecked(False)
 
 
 def work(until: Callable[[], bool]) -> None:

@@ -181,7 +181,7 @@ def live(path: Path, viewer: Any, widget: UpsampleWidget) -> None:
     frames: list[Image.Image] = []
     for zoom, on in ((0, 0), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (4, 0), (4, 1)):
         camera.zoom = start * 1.4**zoom
-        widget.live.setChecked(bool(on))
+        widget.live.box.setChecked(bool(on))
         settle(viewer, 2)
         picture = Image.fromarray(canvas(viewer)).convert("L")
         picture = picture.point([level // 4 * 4 for level in range(256)])  # a smaller file
@@ -195,7 +195,7 @@ def live(path: Path, viewer: Any, widget: UpsampleWidget) -> None:
         loop=0,
         optimize=True,
     )
-    widget.live.setChecked(False)
+    widget.live.box.setChecked(False)
 
 
 def add_rectangle(viewer: Any, corners: npt.NDArray[np.float64], axes: int) -> None:

@@ -551,11 +551,11 @@ def test_a_fit_is_sampled_again_saved_and_looked_at_live(three: Window, tmp_path
     assert [record.name for record in state.stacks] == list(NAMES)
     assert state.field().sample(state.grid).data == pytest.approx(coarse.data, abs=1e-3)
     three.viewer.scene.camera.zoom *= 4
-    widget.live.setChecked(True)
-    three.until(lambda: widget._live is not None and widget._live.image)
-    three.until(lambda: " ms" in widget.live_note.text())
+    widget.live.box.setChecked(True)
+    three.until(lambda: widget.live.view is not None and widget.live.view.image)
+    three.until(lambda: " ms" in widget.live.note.text())
     three.viewer.layers.remove(coarse)
-    three.until(lambda: not widget.live.isChecked())
+    three.until(lambda: not widget.live.box.isChecked())
     assert three.told == []
     assert threading.active_count() <= calls + 1
 

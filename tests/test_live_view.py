@@ -456,7 +456,7 @@ def test_memory_stays_within_what_was_given_however_far_one_wanders(
         return field
 
     lend = lending(made)
-    scene = begin(volume, lend=lambda: lend())
+    scene = begin(volume, lend=lend)
     for z in (4, 20):
         for y, x in [(40, 40), (40, 160), (160, 100)]:
             scene.look_at((z, y, x), 14.0)

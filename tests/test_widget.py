@@ -1034,16 +1034,16 @@ def test_the_live_view_shows_a_layer_and_takes_it_away(
 ) -> None:
     show(viewer, a_volume((12, 40, 40)))
     viewer.scene.camera.zoom *= 4
-    assert not widget.live.isChecked()
-    widget.live.setChecked(True)
+    assert not widget.live.box.isChecked()
+    widget.live.box.setChecked(True)
     qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
-    qtbot.waitUntil(lambda: "ms" in widget.live_note.text(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "ms" in widget.live.note.text(), timeout=PATIENCE)
     assert len(widget.image.box.choices) == 1
     widget.advanced.normalize.value = "minmax"  # another field, the same view
-    qtbot.waitUntil(lambda: "ms" in widget.live_note.text(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "ms" in widget.live.note.text(), timeout=PATIENCE)
     widget.output.scale.value = 1.5
     run(qtbot, widget)
-    widget.live.setChecked(False)
+    widget.live.box.setChecked(False)
     assert [layer.name for layer in viewer.layers] == ["scan", "scan tiny ×1.5"]
     qtbot.waitUntil(lambda: threads("napari-arssr live view") == [], timeout=PATIENCE)
     assert told == []
@@ -1054,10 +1054,10 @@ def test_the_live_view_ends_with_its_image(
 ) -> None:
     layer = show(viewer, a_volume((12, 40, 40)))
     viewer.scene.camera.zoom *= 4
-    widget.live.setChecked(True)
+    widget.live.box.setChecked(True)
     qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
     viewer.layers.remove(layer)
-    qtbot.waitUntil(lambda: not widget.live.isChecked(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: not widget.live.box.isChecked(), timeout=PATIENCE)
     qtbot.waitUntil(lambda: threads("napari-arssr live view") == [], timeout=PATIENCE)
     qtbot.waitUntil(lambda: len(viewer.layers) == 0, timeout=PATIENCE)
 
@@ -1067,9 +1067,9 @@ def test_the_live_view_does_not_download(
 ) -> None:
     show(viewer, a_volume())
     widget.weights.choose("local")
-    widget.live.setChecked(True)
-    assert not widget.live.isChecked()
-    assert "Download the weights first" in widget.live_note.text()
+    widget.live.box.setChecked(True)
+    assert not widget.live.box.isChecked()
+    assert "Download the weights first" in widget.live.note.text()
 
 
 def test_the_live_view_goes_with_the_panel(
@@ -1077,7 +1077,7 @@ def test_the_live_view_goes_with_the_panel(
 ) -> None:
     show(viewer, a_volume((12, 40, 40)))
     viewer.scene.camera.zoom *= 4
-    widget.live.setChecked(True)
+    widget.live.box.setChecked(True)
     qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
     click(qtbot, widget.parent().title.close_button)
     assert [layer.name for layer in viewer.layers] == ["scan"]

@@ -16,35 +16,33 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from napari.utils.notifications import show_warning
-from qtpy.QtCore import QEvent, QSignalBlocker, QSize, QTimer
-from qtpy.QtGui import QShowEvent
+from qtpy.QtCore import QSignalBlocker, QTimer
 from qtpy.QtWidgets import (
-    QApplication,
     QCheckBox,
     QFileDialog,
     QPushButton,
-    QVBoxLayout,
-    QWidget,
 )
 
 from napari_arssr import io
 from napari_arssr._device_choice import DeviceChoice
+from napari_arssr._dock import Dock
 from napari_arssr._fit_plan import FitPlan, Fitted
 from napari_arssr._fit_settings import FitAdvanced, MethodChoice, VoxelSize
 from napari_arssr._kept_place import KeptPlace
 from napari_arssr._layers import LayerData, image_layer
 from napari_arssr._live_picture import LivePicture
+from napari_arssr._live_row import LiveRow
 from napari_arssr._live_view import LiveView
 from napari_arssr._loss_curve import LossCurve
 from napari_arssr._output_choice import Unit, times
 from napari_arssr._preferences import preferences, use_cache_folder
 from napari_arssr._result import Looks, result_layer
-from napari_arssr._rows import Note, Page, Rows, in_a_row
+from napari_arssr._rows import Note, Rows, in_a_row
 from napari_arssr._run_row import RunRow
 from napari_arssr._sight import Sight
 from napari_arssr._slices_layer import SlicesLayer, StackOutlines
 from napari_arssr._stack_choice import MaskChoice, StackChoice
-from napari_arssr._telling import in_bytes, tell
+from napari_arssr._telling import in_bytes, put_on_clipboard, tell
 from napari_arssr._view import mark_result
 from napari_arssr._worker import Outcome, Report, Runner, State, Stop
 from napari_arssr.errors import OutOfMemory, UsageError
@@ -59,7 +57,7 @@ __all__ = ["FitWidget"]
 
 _LOOK_EVERY = 100  # milliseconds, for pictures and numbers while a fit runs
 _LOOK_AGAIN = 3  # seconds after which it is looked again whether there is memory now
-_WIDTH, _HEIGHT = 400, 720
+_HEIGHT = 720
 _FILTER = "Fits (*.safetensors)"
 _SUFFIX = ".safetensors"
 
@@ -85,7 +83,7 @@ class _Made:
     uncertainty: LayerData | None
 
 
-class FitWidget(QWidget):
+class FitWidget(Dock):
     """Fits one volume to several stacks of thick slices.
 
     Parameters
@@ -94,16 +92,11 @@ class FitWidget(QWidget):
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
-        super().__init__()
-        use_cache_folder()
-        self._viewer = viewer
+        super().__init__(viewer, _HEIGHT)
         self._plan: FitPlan | None = None
         self._running: tuple[Image | Labels, ...] = ()
         self._done: _Done | None = None
         self._sight: Sight | None = None
-        self._live: LiveView | None = None
-        self._docked = False
-        self._closed = False
         self._place = KeptPlace(viewer, self)
         self._picture = LivePicture(viewer)
         self._slices = SlicesLayer(viewer)
@@ -136,8 +129,7 @@ class FitWidget(QWidget):
         )
         self.again = QPushButton("Sample again")
         self.again.setToolTip("The fit that is done, in voxels of the size above; no new fit")
-        self.live = QCheckBox("Live view: sharpen what I zoom to")
-        self.live_note = Note(self._theme)
+        self.live = LiveRow(self._live_view, self._theme)
         self._lay_out()
         self._connect()
         self._refresh()
@@ -155,23 +147,16 @@ class FitWidget(QWidget):
         rows.add("", self.method.register.native)
         rows.add("", self.method.uncertainty.native)
         rows.add("Device", self.device.device.native, self.device.note)
-        page = QWidget()
-        inner = QVBoxLayout(page)
-        inner.setContentsMargins(8, 8, 8, 8)
-        inner.setSpacing(8)
-        inner.addLayout(rows)
-        inner.addWidget(self.advanced)
-        inner.addWidget(self.run)
-        inner.addWidget(self.curve)
-        inner.addWidget(self.message)
-        inner.addWidget(self.live)
-        inner.addWidget(self.live_note)
-        inner.addLayout(in_a_row(self.again, self.save, stretch=True))
-        inner.addLayout(in_a_row(self.copy, stretch=True))
-        inner.addStretch()
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(Page(page))
+        self._stack(
+            rows,
+            self.advanced,
+            self.run,
+            self.curve,
+            self.message,
+            self.live,
+            in_a_row(self.again, self.save, stretch=True),
+            in_a_row(self.copy, stretch=True),
+        )
 
     def _connect(self) -> None:
         self.stacks.changed.connect(self._on_stacks)
@@ -184,7 +169,6 @@ class FitWidget(QWidget):
         self.copy.clicked.connect(self.copy_command)
         self.save.clicked.connect(self._on_save)
         self.again.clicked.connect(self.sample_again)
-        self.live.toggled.connect(self._on_live)
         self._viewer.layers.events.removed.connect(self._on_removed)
         self._look = QTimer(self)
         self._look.setInterval(_LOOK_EVERY)
@@ -198,12 +182,7 @@ class FitWidget(QWidget):
         self._no_slices.setSingleShot(True)
         self._no_slices.setInterval(0)
         self._no_slices.timeout.connect(partial(self.slices.setChecked, False))
-        # The window may be deleted without this widget hearing of it in any other way, and the
-        # application may end without deleting anything.
-        self.destroyed.connect(partial(_abandon, self._runners()))
-        application = QApplication.instance()
-        assert application is not None
-        application.aboutToQuit.connect(self.close_down)
+        self._end_with_the_window(partial(_abandon, self._runners()))
 
     # ------------------------------------------------------------------ what is to be done
 
@@ -258,7 +237,7 @@ class FitWidget(QWidget):
         self.copy.setEnabled(self._plan is not None and self._helper.state is State.IDLE)
         self.save.setEnabled(self._done is not None and idle)
         self.again.setEnabled(self._done is not None and idle)
-        self.live.setEnabled(self._done is not None or self.live.isChecked())
+        self.live.box.setEnabled(self._done is not None or self.live.box.isChecked())
 
     # ------------------------------------------------------------------------- run
 
@@ -333,7 +312,7 @@ class FitWidget(QWidget):
     def _show_result(
         self, made: _Made, layers: tuple[Image, ...], places: tuple[bytes, ...], looks: Looks
     ) -> None:
-        self.live.setChecked(False)
+        self.live.off()
         if made.uncertainty is not None:
             data, settings, _ = made.uncertainty
             self._viewer.add_image(data, **settings)
@@ -469,14 +448,7 @@ class FitWidget(QWidget):
         self._helper.start(work, self._on_command)
 
     def _on_command(self, outcome: Outcome) -> None:
-        if outcome.error is None:
-            clipboard = QApplication.clipboard()
-            assert clipboard is not None
-            clipboard.setText(outcome.value)
-            self.message.say(f"Copied: {outcome.value}")
-        else:
-            self.message.say("There is no such command: see the message.", alarming=True)
-            tell(outcome.error, "Copying the command")
+        put_on_clipboard(outcome, self.message)
 
     def _on_save(self) -> None:
         if self._done is None:
@@ -508,73 +480,22 @@ class FitWidget(QWidget):
 
     # ------------------------------------------------------------------------- live view
 
-    def _on_live(self, on: bool) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
-        self.live_note.say("")
+    def _live_view(self) -> LiveView:
+        """One of the fit that is done; raises UsageError if there can be none."""
         done = self._done
-        if not on:
-            return
         if done is None or done.result not in self._viewer.layers:
-            self._live_off("The result is gone; fit or sample it again.")
-            return
-        live = LiveView(self._viewer, done.result, done.fitted.lend())
-        live.state.connect(self._say_live)
-        live.ended.connect(self._on_live_ended)
-        try:
-            live.start()
-        except UsageError as error:
-            self._live_off(str(error))
-            return
-        self._live = live
-
-    def _live_off(self, reason: str) -> None:
-        with QSignalBlocker(self.live):
-            self.live.setChecked(False)
-        self.live_note.say(reason, alarming=bool(reason))
-
-    def _say_live(self, text: str) -> None:
-        self.live_note.say(text)
-
-    def _on_live_ended(self) -> None:
-        said = self.live_note.text()
-        self._live = None
-        self._live_off(said)
+            raise UsageError("The result is gone; fit or sample it again.")
+        return LiveView(self._viewer, done.result, done.fitted.lend())
 
     # ------------------------------------------------------------------------- the end
 
-    def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
-        """Once the widget is seen it asks for devices."""
-        super().showEvent(event)
-        self.device.look_later()
-
-    def event(self, event: QEvent | None) -> bool:
-        """Notice being taken out of the window: napari does so when the panel is closed."""
-        if event is not None and event.type() == QEvent.Type.ParentChange:
-            if self.parent() is not None:
-                self._docked = True
-            elif self._docked:
-                self.close_down()
-        return super().event(event)
-
-    def sizeHint(self) -> QSize:  # noqa: N802
-        """As much as all rows need."""
-        return QSize(_WIDTH, _HEIGHT)
-
-    def close_down(self) -> None:
-        """End what runs, unheard, and let go of the viewer."""
-        if self._closed:
-            return
-        self._closed = True
+    def _let_go(self) -> None:
         _abandon(self._runners())
         self._look.stop()
         self._memory.stop()
         self._no_slices.stop()
         self._viewer.layers.events.removed.disconnect(self._on_removed)
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self.live.close_down()
         self._picture.end()
         self._slices.hide()
         self._place.close()
@@ -583,9 +504,6 @@ class FitWidget(QWidget):
 
     def _runners(self) -> tuple[Runner, ...]:
         return self.runner, self._helper, self.device.runner
-
-    def _theme(self) -> str:
-        return str(self._viewer.theme)
 
 
 def _prospect(plan: FitPlan) -> Sequence[str]:

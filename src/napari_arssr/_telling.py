@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from napari.utils.notifications import notification_manager, show_error
+from qtpy.QtWidgets import QApplication
 
+from napari_arssr._rows import Note
+from napari_arssr._worker import Outcome
 from napari_arssr.errors import ArssrError
 
-__all__ = ["UnexpectedError", "in_bytes", "tell"]
+__all__ = ["UnexpectedError", "in_bytes", "put_on_clipboard", "tell"]
 
 
 class UnexpectedError(Exception):
@@ -31,6 +34,18 @@ def tell(error: BaseException, what: str = "") -> None:
     )
     told.__cause__ = error
     notification_manager.receive_error(UnexpectedError, told, error.__traceback__)
+
+
+def put_on_clipboard(outcome: Outcome, message: Note) -> None:
+    """Copy the command line that work came to, or tell why there is none."""
+    if outcome.error is not None:
+        message.say("There is no such command: see the message.", alarming=True)
+        tell(outcome.error, "Copying the command")
+        return
+    clipboard = QApplication.clipboard()
+    assert clipboard is not None
+    clipboard.setText(outcome.value)
+    message.say(f"Copied: {outcome.value}")
 
 
 def in_bytes(size: int) -> str:

@@ -13,23 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
-from qtpy.QtCore import QEvent, QSignalBlocker, QSize, QTimer
-from qtpy.QtGui import QShowEvent
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
-    QApplication,
-    QCheckBox,
     QPushButton,
-    QVBoxLayout,
-    QWidget,
 )
 
 from napari_arssr import weights
 from napari_arssr._advanced import Advanced
 from napari_arssr._compare import BEFORE_AFTER_KEY, SPLIT_KEY, Comparison
 from napari_arssr._device_choice import DeviceChoice
+from napari_arssr._dock import Dock
 from napari_arssr._image_choice import ImageChoice
 from napari_arssr._kept_place import KeptPlace
 from napari_arssr._layers import LayerData
+from napari_arssr._live_row import LiveRow
 from napari_arssr._live_view import LiveView
 from napari_arssr._live_worker import Lend
 from napari_arssr._output_choice import OutputChoice, Unit, times
@@ -37,9 +34,9 @@ from napari_arssr._plan import Plan, Workshop, same_as_file
 from napari_arssr._preferences import preferences, use_cache_folder
 from napari_arssr._region_choice import RegionChoice
 from napari_arssr._result import Looks, result_layer
-from napari_arssr._rows import Note, Page, Rows, in_a_row
+from napari_arssr._rows import Note, Rows, in_a_row
 from napari_arssr._run_row import RunRow
-from napari_arssr._telling import in_bytes, tell
+from napari_arssr._telling import in_bytes, put_on_clipboard, tell
 from napari_arssr._view import mark_result
 from napari_arssr._weights_choice import WeightsChoice
 from napari_arssr._worker import Outcome, Report, Runner, State, Stop
@@ -51,14 +48,16 @@ if TYPE_CHECKING:
     import napari.viewer
     from napari.layers import Image
 
+    from napari_arssr.volume import Volume
+
 __all__ = ["UpsampleWidget"]
 
 # Seconds after which it is looked again whether there is memory now.
 _LOOK_AGAIN = 3
-_WIDTH, _HEIGHT = 400, 640
+_HEIGHT = 640
 
 
-class UpsampleWidget(QWidget):
+class UpsampleWidget(Dock):
     """Raises the resolution of an image layer.
 
     Parameters
@@ -67,17 +66,12 @@ class UpsampleWidget(QWidget):
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
-        super().__init__()
-        use_cache_folder()
+        super().__init__(viewer, _HEIGHT)
         chosen = preferences()
-        self._viewer = viewer
         self._plan: Plan | None = None
         self._source: Image | None = None
         self._encoded: Plan | None = None
-        self._live: LiveView | None = None
         self._wanted = False
-        self._docked = False
-        self._closed = False
         self._comparison = Comparison(viewer)
         self._place = KeptPlace(viewer, self)
         self._workshop = Workshop(Speeds(weights.cache_folder() / "timing.json"))
@@ -95,8 +89,7 @@ class UpsampleWidget(QWidget):
         self.message = Note(self._theme)
         self.copy = QPushButton("Copy as command")
         self.copy.setToolTip("Put the command line that does the same on the clipboard")
-        self.live = QCheckBox("Live view: sharpen what I zoom to")
-        self.live_note = Note(self._theme)
+        self.live = LiveRow(self._live_view, self._theme)
         self._lay_out()
         self._connect()
         self._on_image()
@@ -109,21 +102,14 @@ class UpsampleWidget(QWidget):
         rows.add("Region", self.region)
         rows.add("Device", self.device.device.native, self.device.note)
         rows.add("Precision", self.device.precision.native)
-        page = QWidget()
-        inner = QVBoxLayout(page)
-        inner.setContentsMargins(8, 8, 8, 8)
-        inner.setSpacing(8)
-        inner.addLayout(rows)
-        inner.addWidget(self.advanced)
-        inner.addWidget(self.run)
-        inner.addWidget(self.message)
-        inner.addWidget(self.live)
-        inner.addWidget(self.live_note)
-        inner.addLayout(in_a_row(self.copy, stretch=True))
-        inner.addStretch()
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(Page(page))
+        self._stack(
+            rows,
+            self.advanced,
+            self.run,
+            self.message,
+            self.live,
+            in_a_row(self.copy, stretch=True),
+        )
 
     def _connect(self) -> None:
         self.image.changed.connect(self._on_image)
@@ -136,25 +122,19 @@ class UpsampleWidget(QWidget):
         self.run.run_clicked.connect(self.start)
         self.runner.state_changed.connect(self._on_state)
         self.copy.clicked.connect(self.copy_command)
-        self.live.toggled.connect(self._on_live)
         self._viewer.layers.events.removed.connect(self._on_removed)
         self._again = QTimer(self)
         self._again.setSingleShot(True)
         self._again.setInterval(1000 * _LOOK_AGAIN)
         self._again.timeout.connect(self._refresh)
-        # The window may be deleted without this widget hearing of it in any other way, and the
-        # application may end without deleting anything.
-        self.destroyed.connect(partial(_abandon, self._runners(), self._workshop))
-        application = QApplication.instance()
-        assert application is not None
-        application.aboutToQuit.connect(self.close_down)
+        self._end_with_the_window(partial(_abandon, self._runners(), self._workshop))
 
     # ------------------------------------------------------------------ what is to be done
 
     def _on_image(self) -> None:
         """Another image was chosen."""
         self._encoded = None
-        self.live.setChecked(False)
+        self.live.off()
         self.message.say("")
         layer = self.image.layer
         self.region.set_layer(layer)
@@ -181,8 +161,7 @@ class UpsampleWidget(QWidget):
 
     def _on_setting(self, _value: object = None) -> None:
         """What features depend on may have changed."""
-        if self._live is not None and self._live.active:
-            self._renew_live()
+        self._renew_live()
         self._refresh()
 
     def _settings(self) -> Settings:
@@ -341,111 +320,51 @@ class UpsampleWidget(QWidget):
         self._refresh()
 
     def _on_checked(self, outcome: Outcome) -> None:
-        if outcome.error is None:
-            clipboard = QApplication.clipboard()
-            assert clipboard is not None
-            clipboard.setText(outcome.value)
-            self.message.say(f"Copied: {outcome.value}")
-        else:
-            self.message.say("There is no such command: see the message.", alarming=True)
-            tell(outcome.error, "Copying the command")
+        put_on_clipboard(outcome, self.message)
         self._refresh()
 
     # ------------------------------------------------------------------------- live view
 
-    def _on_live(self, on: bool) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
-        self.live_note.say("")
-        layer = self.image.layer
-        if not on:
-            return
-        problem = self._no_live()
-        if problem or layer is None:
-            self._live_off(problem)
-            return
-        try:
-            live = LiveView(self._viewer, layer, self._live_field(0))
-            live.state.connect(self._say_live)
-            live.ended.connect(self._on_live_ended)
-            live.outdated.connect(self._renew_live)
-            live.start()
-        except UsageError as error:
-            self._live_off(str(error))
-            return
-        self._live = live
+    def _live_view(self) -> LiveView:
+        """One of the image that is chosen; raises UsageError if there can be none."""
+        volume = self._live_source()
+        assert self.image.layer is not None
+        view = LiveView(self._viewer, self.image.layer, self._live_field(volume, 0))
+        view.outdated.connect(self._renew_live)
+        return view
 
-    def _no_live(self) -> str:
-        """Why there can be no live view; empty if there can."""
-        try:
-            self.image.volume()
-        except UsageError as error:
-            return str(error)
-        if not self.weights.here:
-            return "Download the weights first, or choose others."
-        return self.weights.problem
-
-    def _live_off(self, reason: str) -> None:
-        with QSignalBlocker(self.live):
-            self.live.setChecked(False)
-        self.live_note.say(reason, alarming=bool(reason))
-
-    def _live_field(self, frame: int) -> Lend:
+    def _live_source(self) -> Volume:
+        """What the live view is to be of; raises UsageError if there can be none."""
         volume = self.image.volume()
+        if not self.weights.here:
+            raise UsageError("Download the weights first, or choose others.")
+        if self.weights.problem:
+            raise UsageError(self.weights.problem)
+        return volume
+
+    def _live_field(self, volume: Volume, frame: int) -> Lend:
         plan = Plan(volume, Target(scale=1.0), frame=frame, settings=self._settings())
         return self._workshop.field(plan)
 
     def _renew_live(self, frame: int | None = None) -> None:
         """Give the live view the field of what is chosen and shown now."""
-        if self._live is None:
+        if self.live.view is None:
             return
-        problem = self._no_live()
-        if problem:
-            self.live.setChecked(False)
-            self.live_note.say(problem, alarming=True)
-        else:
-            self._live.field = self._live_field(self._frame() if frame is None else frame)
-
-    def _say_live(self, text: str) -> None:
-        self.live_note.say(text)
-
-    def _on_live_ended(self) -> None:
-        said = self.live_note.text()
-        self._live = None
-        self._live_off(said)
+        try:
+            volume = self._live_source()
+        except UsageError as error:
+            self.live.off(str(error))
+            return
+        shown = self._frame() if frame is None else frame
+        self.live.view.field = self._live_field(volume, shown)
 
     # ------------------------------------------------------------------------- the end
 
-    def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
-        """Once the widget is seen it asks for devices."""
-        super().showEvent(event)
-        self.device.look_later()
-
-    def event(self, event: QEvent | None) -> bool:
-        """Notice being taken out of the window: napari does so when the panel is closed."""
-        if event is not None and event.type() == QEvent.Type.ParentChange:
-            if self.parent() is not None:
-                self._docked = True
-            elif self._docked:
-                self.close_down()
-        return super().event(event)
-
-    def sizeHint(self) -> QSize:  # noqa: N802
-        """As much as all rows need."""
-        return QSize(_WIDTH, _HEIGHT)
-
-    def close_down(self) -> None:
-        """End what runs, unheard, and let go of the viewer."""
-        if self._closed:
-            return
-        self._closed = True
+    def _let_go(self) -> None:
         _abandon(self._runners(), self._workshop)
         self._again.stop()
         self._viewer.layers.events.removed.disconnect(self._on_removed)
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self.live.close_down()
         self._comparison.close()
         self._place.close()
         for part in (self.image, self.weights, self.region, self.device, self.run):
@@ -453,9 +372,6 @@ class UpsampleWidget(QWidget):
 
     def _runners(self) -> tuple[Runner, ...]:
         return self.runner, self._checker, self.weights.runner, self.device.runner
-
-    def _theme(self) -> str:
-        return str(self._viewer.theme)
 
 
 def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = None) -> None:
