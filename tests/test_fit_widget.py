@@ -396,9 +396,12 @@ def test_closing_the_panel_ends_the_fit(three: Window, monkeypatch: pytest.Monke
 
 
 def test_closing_the_window_ends_the_fit(
-    qtbot: QtBot, monkeypatch: pytest.MonkeyPatch, told: list[str], qapp: QApplication
+    qtbot: QtBot,
+    make_napari_viewer: Callable[..., napari.Viewer],
+    monkeypatch: pytest.MonkeyPatch,
+    told: list[str],
 ) -> None:
-    viewer = napari.Viewer(show=False)
+    viewer = make_napari_viewer(show=False)
     widget = FitWidget(viewer)
     viewer.window.add_dock_widget(widget)
     for axis in range(3):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_arssr.errors import Cancelled, UsageError
-from napari_arssr.volume import as_triple
 
 if TYPE_CHECKING:
     from napari_arssr.fitting.settings import Method, Settings
@@ -235,6 +234,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 def as_options(settings: Settings) -> list[str]:
     """The words of a command line that :func:`add_fit` makes these settings of."""
     from napari_arssr.fitting.settings import Settings
+    from napari_arssr.volume import as_triple
 
     usual = Settings()
     words = [] if settings.register else ["--no-register"]
