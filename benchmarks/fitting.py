@@ -284,9 +284,10 @@ def compare_fetal(
     low, high = ends.min(axis=0).tolist(), (ends.max(axis=0) + 1).tolist()
     box = Box(tuple(low), tuple(high)).grown(2, published.grid.shape)
     thick = published.grid.box_in(stack.grid, box).common(stack.grid.box)
-    deep = (depth > DEEP_MM) & (result.data != 0)
+    ours = list(results.values())[-1]
+    deep = (depth > DEEP_MM) & (ours.data != 0)
     # It has units of its own.
-    factor = np.median(result.data[deep]) / np.median(published.data[deep])
+    factor = np.median(ours.data[deep]) / np.median(published.data[deep])
     names = {"bspline": "B-spline mean", "srr": "SRR", "default": "napari-arssr"}
     shown = {"one stack": stack.crop(thick)}
     shown |= {names[method]: result.crop(box) for method, result in results.items()}

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a small network, see :func:`tiny.tiny_network`."""
     return save_tiny(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What napari's notifications said.
+
+    One that was kept would keep the frames of its error, and a viewer in them.
+    """
+    from napari.utils.notifications import Notification, notification_manager
+
+    heard: list[str] = []
+
+    def hear(notification: Notification) -> None:
+        heard.append(str(notification.message))
+
+    notification_manager.notification_ready.connect(hear)
+    yield heard
+    notification_manager.notification_ready.disconnect(hear)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from napari.layers import Image
-from napari.utils.notifications import Notification, notification_manager
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QEvent, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
@@ -95,12 +94,10 @@ Begin = Callable[..., Scene]
 
 
 @pytest.fixture
-def begin(qtbot: QtBot, make_napari_viewer: Callable[..., napari.Viewer]) -> Iterator[Begin]:
+def begin(
+    qtbot: QtBot, make_napari_viewer: Callable[..., napari.Viewer], told: list[str]
+) -> Iterator[Begin]:
     scenes: list[Scene] = []
-    told: list[str] = []
-
-    def hear(notification: Notification) -> None:
-        told.append(str(notification.message))
 
     def make(*, with_result: bool = True, affine: Any = None, seen: bool = True) -> Scene:
         viewer = make_napari_viewer(show=seen)
@@ -128,9 +125,7 @@ def begin(qtbot: QtBot, make_napari_viewer: Callable[..., napari.Viewer]) -> Ite
         qtbot.wait(100)
         return scene
 
-    notification_manager.notification_ready.connect(hear)
     yield make
-    notification_manager.notification_ready.disconnect(hear)
     for scene in scenes:
         scene.comparison.close()
 

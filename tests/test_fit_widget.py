@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from napari.layers import Image
-from napari.utils.notifications import Notification, notification_manager
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QApplication, QWidget
@@ -46,19 +45,6 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder of the test's own, and one thread, which is faster for so little."""
     monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path / "cache"))
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def told() -> Iterator[list[str]]:
-    """What notifications said."""
-    heard: list[str] = []
-
-    def hear(notification: Notification) -> None:
-        heard.append(str(notification.message))
-
-    notification_manager.notification_ready.connect(hear)
-    yield heard
-    notification_manager.notification_ready.disconnect(hear)
 
 
 @pytest.fixture

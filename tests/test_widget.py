@@ -28,7 +28,6 @@ import pytest
 import torch
 from napari.layers import Image
 from napari.utils import progress as activity
-from napari.utils.notifications import Notification, notification_manager
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QWidget
@@ -52,19 +51,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv(weights.CACHE_VARIABLE, str(folder))
     return folder
-
-
-@pytest.fixture
-def told() -> Iterator[list[str]]:
-    """What notifications said."""
-    heard: list[str] = []
-
-    def hear(notification: Notification) -> None:
-        heard.append(str(notification.message))
-
-    notification_manager.notification_ready.connect(hear)
-    yield heard
-    notification_manager.notification_ready.disconnect(hear)
 
 
 @pytest.fixture

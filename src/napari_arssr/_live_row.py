@@ -40,22 +40,19 @@ class LiveRow(QWidget):
 
     def off(self, reason: str = "") -> None:
         """Turn it off, and say why, if there is a reason."""
-        self._stop()
+        self.close_down()
         with QSignalBlocker(self.box):
             self.box.setChecked(False)
         self.note.say(reason, alarming=bool(reason))
 
     def close_down(self) -> None:
-        """End it; nothing is shown any more."""
-        self._stop()
-
-    def _stop(self) -> None:
+        """End it, if it is on; nothing is said."""
         view, self.view = self.view, None
         if view is not None:
             view.stop()
 
     def _on_toggled(self, on: bool) -> None:
-        self._stop()
+        self.close_down()
         self.note.say("")
         if not on:
             return

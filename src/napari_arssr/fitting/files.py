@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from napari_arssr.fitting.implicit import Trained
 from napari_arssr.fitting.registration import Agreement
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.fitting.state import STAGES, StackRecord, State
+from napari_arssr.models.checkpoint import write_tensors
 from napari_arssr.models.hash_grid import HashGrid, HashGridConfig
 from napari_arssr.models.irem import IREM, IREMConfig
 from napari_arssr.normalization import Normalizer
@@ -58,9 +58,6 @@ def save(path: str | os.PathLike[str], state: State) -> Path:
     ------
     UsageError, FileError
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     target = check_target(path)
     tensors: dict[str, Tensor] = {"affine": torch.from_numpy(np.array(state.grid.affine))}
     for name in _PLANES:
@@ -103,21 +100,8 @@ def save(path: str | os.PathLike[str], state: State) -> Path:
             tensors[f"network.{name}"] = tensor.detach().cpu().contiguous()
         for name, tensor in state.trained.memory.items():
             tensors[f"memory.{name}"] = tensor.contiguous()
-    try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=_SUFFIX)
-        os.close(descriptor)
-        partial = Path(name)
-        try:
-            save_file(tensors, partial, metadata={_KEY: json.dumps(header, sort_keys=True)})
-            partial.chmod(0o644)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FileError(
-            f"{target}: the fit cannot be written there ({reason}); name another place."
-        ) from None
+    header_text = {_KEY: json.dumps(header, sort_keys=True)}
+    write_tensors(target, tensors, header_text, what="the fit")
     return target
 
 

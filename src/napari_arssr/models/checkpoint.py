@@ -26,6 +26,7 @@ __all__ = [
     "read_baseline_card",
     "read_card",
     "save",
+    "write_tensors",
 ]
 
 _CARD_KEY = "napari-arssr"
@@ -93,9 +94,6 @@ def save(
     FileError
         If the file cannot be written, or would hold values that are not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     target = Path(path)
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous()
@@ -108,6 +106,31 @@ def save(
                 f"finite as {str(dtype).removeprefix('torch.')}."
             )
     header = {_CARD_KEY: json.dumps(asdict(card), sort_keys=True)}
+    write_tensors(target, tensors, header, what="the weights")
+
+
+def write_tensors(
+    target: Path, tensors: dict[str, Tensor], header: dict[str, str], *, what: str
+) -> None:
+    """Write a safetensors file that is whole as soon as it has its name.
+
+    Parameters
+    ----------
+    target : Path
+    tensors : dict
+        On the CPU, contiguous.
+    header : dict
+    what : str
+        What they are, for errors.
+
+    Raises
+    ------
+    FileError
+        If it cannot be written there.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=_SAFETENSORS)
         os.close(descriptor)
@@ -121,7 +144,7 @@ def save(
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FileError(
-            f"{target}: the weights cannot be written there ({reason}); name another place."
+            f"{target}: {what} cannot be written there ({reason}); name another place."
         ) from None
 
 
