@@ -10,6 +10,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -557,7 +558,82 @@ def test_a_fit_that_cannot_be_saved_says_so(three: Window, tmp_path: Path) -> No
     assert three.widget.save.isEnabled()
 
 
-@pytest.mark.parametrize("method", ["srr", "paper", "default"])
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished fit in a file."""
+    settings = fitting.Settings("srr", register=False, spacing=2.0)
+    state = fitting.fit([a_stack(axis) for axis in range(3)], settings, uncertainty=True)
+    return fitting.save(tmp_path_factory.mktemp("fits") / "kept.safetensors", state)
+
+
+def test_a_kept_fit_is_opened_without_its_stacks(
+    window: Window, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widget, viewer = window.widget, window.viewer
+    monkeypatch.setattr(
+        "napari_arssr._fit_widget.QFileDialog.getOpenFileName", lambda *_: (str(kept), "")
+    )
+    window.click(widget.open)
+    window.end()
+    assert window.names() == [
+        "uncertainty of fit of axial, coronal, sagittal · 2 mm · srr",
+        "fit of axial, coronal, sagittal · 2 mm · srr",
+    ]
+    opened = viewer.layers[-1]
+    state = fitting.load(kept)
+    assert volume_of(opened).grid == state.grid
+    np.testing.assert_allclose(
+        volume_of(opened).data, state.field().sample(state.grid).data, atol=1e-3
+    )
+    assert [str(unit) for unit in opened.units] == ["millimeter"] * 3
+    widget.slices.setChecked(True)
+    assert "where the fit found them" in widget.slices_note.text()
+    assert ends(window).shape == (4 * (5 + 6 + 4), 2, 3)
+    widget.slices.setChecked(False)
+    widget.voxel_size.side.value = 1.0
+    window.click(widget.again)
+    window.end()
+    assert volume_of(viewer.layers[-1]).grid == state.grid.with_spacing(1.0)
+    viewer.scene.camera.zoom *= 4
+    widget.live.box.setChecked(True)
+    window.until(lambda: " ms" in widget.live.note.text())
+    widget.live.box.setChecked(False)
+    assert widget.save.isEnabled()
+    assert window.told == []
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("stopped", "stopped before its end"),
+        ("weights", "this is no fit"),
+        ("broken", "not a whole safetensors file"),
+        ("missing", "there is no such fit"),
+    ],
+)
+def test_a_file_that_is_no_whole_fit_is_refused(
+    window: Window, kept: Path, tmp_path: Path, case: str, words: str
+) -> None:
+    path = tmp_path / "other.safetensors"
+    if case == "stopped":
+        state = fitting.load(kept)
+        state.stage = "posed"
+        fitting.save(path, state)
+    elif case == "weights":
+        path = Path(str(files("napari_arssr") / "bundled" / "default.safetensors"))
+    elif case == "broken":
+        path.write_bytes(kept.read_bytes()[:-100])
+    window.widget.open_fit(path)
+    window.end()
+    (message,) = window.told
+    assert words in message
+    assert path.name in message
+    assert window.names() == []
+    assert window.widget.open.isEnabled()
+    assert not window.widget.save.isEnabled()
+
+
+@pytest.mark.parametrize("method", ["srr", "paper", "default", "irem"])
 def test_the_copied_command_means_the_same(window: Window, tmp_path: Path, method: str) -> None:
     viewer, widget = window.viewer, window.widget
     paths = [tmp_path / f"{name}.nii.gz" for name in NAMES]
@@ -570,13 +646,18 @@ def test_the_copied_command_means_the_same(window: Window, tmp_path: Path, metho
     widget.method.method.value = method
     widget.method.motion.value = "stacks"
     widget.method.minutes.value = 2.5
+    widget.method.epochs.value = 7
     widget.method.uncertainty.value = True
     widget.method.register.value = False
     widget.voxel_size.side.value = 0.8
     widget.stacks.reference.value = viewer.layers[1]
     widget.advanced.similarity.value = "mutual-information"
     widget.advanced.profile.value = "gaussian"
-    widget.advanced.network.value = False
+    widget.advanced.network.value = method == "irem"
+    widget.advanced.weights.choose("arssr-rdn")
+    widget.advanced.penalty.value = "tikhonov"
+    widget.advanced.strength.value = 0.02
+    widget.advanced.seed.value = 3
     widget.within.box.value = viewer.layers[3]
     plan = widget._plan
     assert plan is not None
@@ -588,6 +669,11 @@ def test_the_copied_command_means_the_same(window: Window, tmp_path: Path, metho
     fit_cli.add_fit(parser.add_subparsers())
     options = parser.parse_args(words[1:])
     assert fit_cli._settings(options) == plan.settings
+    assert plan.settings.seed == 3
+    assert plan.settings.epochs == (7 if method in ("paper", "irem") else None)
+    assert plan.settings.penalty == ("tv" if method == "paper" else "tikhonov")
+    assert plan.settings.weight == (None if method == "paper" else 0.02)
+    assert plan.settings.weights == ("arssr-rdn" if method == "irem" else "default")
     assert options.stacks == paths
     assert options.mask == tmp_path / "mask.nii.gz"
     assert (options.uncertainty is not None) == (method != "paper")

@@ -18,7 +18,7 @@ from napari_arssr._plan import in_command, plain_errors, read_voxels, same_as_fi
 from napari_arssr._sight import Sight
 from napari_arssr._warm_up import import_torch
 from napari_arssr._worker import Report, Stop
-from napari_arssr.errors import OutOfMemory
+from napari_arssr.errors import FileError, OutOfMemory
 from napari_arssr.fitting.cli import as_options, record_of
 from napari_arssr.fitting.pipeline import Watch, fit, memory_needed, output_grid
 from napari_arssr.fitting.settings import Settings
@@ -173,6 +173,29 @@ class Fitted:
     state: State
     reference: Volume
     seconds: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> Fitted:
+        """A fit from a file that :meth:`save` or the command line wrote; for a thread.
+
+        Raises
+        ------
+        FileError
+            If the file is missing, broken, no fit, or one that was stopped on its way.
+        """
+        import_torch()
+        from napari_arssr.fitting.files import load
+
+        state = load(path)
+        if not state.behind("done"):
+            raise FileError(
+                f"{path}: this fit was stopped before its end; finish it with napari-arssr fit … "
+                f"--field {path.name} --resume, or fit the stacks here."
+            )
+        first = state.stacks[state.settings.reference]
+        # Of the stack itself a fit keeps name and place, no voxels.
+        nothing = np.broadcast_to(np.float32(0), first.grid.shape)
+        return cls(state, Volume(nothing, first.grid.affine, name=first.name))
 
     def title(self, spacing: float | None) -> str:
         """What a result with voxels of a size, in millimetres, is called."""

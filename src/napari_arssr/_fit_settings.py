@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox
+from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, SpinBox
 from psygnal import Signal
 from qtpy.QtWidgets import QButtonGroup, QLabel, QRadioButton, QVBoxLayout, QWidget
 
 from napari_arssr._output_choice import Unit
 from napari_arssr._rows import Folding, Rows, choice, in_a_row
+from napari_arssr._weights_choice import WeightsChoice
 from napari_arssr.degradation import Kind, ScannerModel
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.volume import Volume
@@ -35,6 +36,7 @@ _MOTIONS = (
     ("each stack as a whole", "stacks"),
     ("nothing", "none"),
 )
+_PENALTIES = (("total variation", "tv"), ("Tikhonov", "tikhonov"))
 _METRICS = (("correlation", "correlation"), ("mutual information", "mutual-information"))
 _PROFILE = "slice-profile"
 _SEEN_BY = ("default", "srr", "irem")  # methods with a slice profile and an uncertainty
@@ -136,15 +138,37 @@ class MethodChoice(QWidget):
         self.minutes.native.setSpecialValueText("as long as it takes")
         self.minutes.native.setSuffix(" min")
         self.minutes.native.setDecimals(1)
-        self.minutes_row = QWidget()
-        self.minutes_row.setLayout(in_a_row(QLabel("at most"), self.minutes.native, stretch=True))
-        self.minutes_row.setVisible(False)
+        self.epochs = SpinBox(
+            value=0,
+            min=0,
+            max=1_000_000,
+            tooltip="Passes of the network over all voxels",
+        )
+        self.epochs.native.setSpecialValueText("usual")
+        self.length = QWidget()
+        self.length.setLayout(
+            in_a_row(
+                QLabel("at most"),
+                self.minutes.native,
+                QLabel("passes"),
+                self.epochs.native,
+                stretch=True,
+            )
+        )
+        self.length.setVisible(False)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(3)
         layout.addWidget(self.method.native)
-        layout.addWidget(self.minutes_row)
-        for widget in (self.method, self.motion, self.register, self.uncertainty, self.minutes):
+        layout.addWidget(self.length)
+        for widget in (
+            self.method,
+            self.motion,
+            self.register,
+            self.uncertainty,
+            self.minutes,
+            self.epochs,
+        ):
             widget.changed.connect(self._on_change)
 
     @property
@@ -161,33 +185,56 @@ class MethodChoice(QWidget):
             preset="paper" if paper else "default",
             register=bool(self.register.value),
             metric=advanced.similarity.value,
+            seed=int(advanced.seed.value),
         )
         if entry in _POSED:
             settings = replace(
                 settings,
                 motion=self.motion.value,
-                network_prior=bool(advanced.network.value),
+                network_prior=advanced.asks_network,
+                weights=advanced.weights.value if advanced.asks_network else settings.weights,
             )
         if entry in _SEEN_BY:
-            settings = replace(settings, scanner=advanced.scanner)
+            settings = replace(
+                settings,
+                scanner=advanced.scanner,
+                penalty=advanced.penalty.value,
+                weight=advanced.prior_weight,
+            )
         if entry in _TRAINED:
-            settings = replace(settings, minutes=float(self.minutes.value))
+            settings = replace(
+                settings,
+                minutes=float(self.minutes.value),
+                epochs=int(self.epochs.value) or None,
+            )
         return settings
 
     def _on_change(self, _value: Any = None) -> None:
         entry = str(self.method.value)
         self.motion.enabled = entry in _POSED
         self.uncertainty.enabled = entry in _SEEN_BY
-        self.minutes_row.setVisible(entry in _TRAINED)
+        self.length.setVisible(entry in _TRAINED)
         self.changed.emit()
 
 
 class FitAdvanced(QWidget):
-    """Settings behind a heading that is closed at first."""
+    """Settings behind a heading that is closed at first.
+
+    Parameters
+    ----------
+    weights : str
+        The network that is asked: a registered name or a file.
+    theme : callable
+        Gives the name of the window's theme.
+    failed : callable
+        Told the error of a download that failed.
+    """
 
     changed = Signal()
 
-    def __init__(self) -> None:
+    def __init__(
+        self, weights: str, theme: Callable[[], str], failed: Callable[[BaseException], None]
+    ) -> None:
         super().__init__()
         self.similarity: ComboBox = choice(
             "What registration makes the most of; mutual information where contrasts differ",
@@ -203,18 +250,45 @@ class FitAdvanced(QWidget):
         self.network = CheckBox(
             value=True,
             text="ask the trained network",
-            tooltip="Draw the volume to what the bundled network makes of it, as far as that "
-            "predicts the stacks",
+            tooltip="Draw the volume to what the network makes of it, as far as that predicts the "
+            "stacks; the method default does",
         )
+        self.weights = WeightsChoice(weights, theme, failed)
+        self.penalty: ComboBox = choice(
+            "What is taken for likely where the stacks leave it open: total variation keeps "
+            "edges, Tikhonov is softer",
+            lambda: _PENALTIES,
+        )
+        self.strength = FloatSpinBox(
+            value=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.001,
+            tooltip="The prior's weight; without one, that which best predicts voxels held back",
+        )
+        self.strength.native.setDecimals(5)
+        self.strength.native.setSpecialValueText("weight from the data")
+        self.seed = SpinBox(value=0, min=0, max=2**31 - 1, tooltip="The same seed, the same result")
         rows = Rows()
         rows.add("Register by", self.similarity.native)
         rows.add("Slice profile", in_a_row(self.profile.native, self.thickness.native))
-        rows.add("Prior", self.network.native)
+        rows.add("Prior", in_a_row(self.penalty.native, self.strength.native))
+        rows.add("Network", self.network.native, self.weights)
+        rows.add("Seed", in_a_row(self.seed.native, stretch=True))
         self.folding = Folding("Advanced", rows)
         outer = Rows()
         outer.addWidget(self.folding, 0, 0, 1, 2)
         self.setLayout(outer)
-        for widget in (self.similarity, self.profile, self.thickness, self.network):
+        for widget in (
+            self.similarity,
+            self.profile,
+            self.thickness,
+            self.penalty,
+            self.strength,
+            self.network,
+            self.weights,
+            self.seed,
+        ):
             widget.changed.connect(self._on_change)
 
     @property
@@ -222,7 +296,22 @@ class FitAdvanced(QWidget):
         """The slice profile."""
         return ScannerModel(self.profile.value, round(float(self.thickness.value), 3))
 
+    @property
+    def prior_weight(self) -> float | None:
+        """The prior's weight; None for one that is chosen from the data."""
+        return round(float(self.strength.value), 5) or None
+
+    @property
+    def asks_network(self) -> bool:
+        """Whether a trained network has its say."""
+        return bool(self.network.value)
+
+    def close_down(self) -> None:
+        """Give up what is being downloaded."""
+        self.weights.close_down()
+
     def _on_change(self, _value: Any = None) -> None:
+        self.weights.setVisible(self.asks_network)
         self.changed.emit()
 
 

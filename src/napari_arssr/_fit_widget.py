@@ -29,7 +29,7 @@ from napari_arssr._dock import Dock
 from napari_arssr._fit_plan import FitPlan, Fitted
 from napari_arssr._fit_settings import FitAdvanced, MethodChoice, VoxelSize
 from napari_arssr._kept_place import KeptPlace
-from napari_arssr._layers import LayerData, image_layer
+from napari_arssr._layers import LayerData, image_layer, volume_of
 from napari_arssr._live_picture import LivePicture
 from napari_arssr._live_row import LiveRow
 from napari_arssr._live_view import LiveView
@@ -64,12 +64,15 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, eq=False)
 class _Done:
-    """A fit that is done, and the layers that it came from and became."""
+    """A fit that is done, and the layers that it came from and became.
+
+    One that was opened from a file came from no layers: it has neither stacks nor a reference.
+    """
 
     fitted: Fitted
     stacks: tuple[Image, ...]
     places: tuple[bytes, ...]
-    reference: Image
+    reference: Image | None
     looks: Looks
     result: Image
 
@@ -113,8 +116,8 @@ class FitWidget(Dock):
         self.slices_note = Note(self._theme)
         self.voxel_size = VoxelSize()
         self.method = MethodChoice()
-        self.advanced = FitAdvanced()
         chosen = preferences()
+        self.advanced = FitAdvanced(chosen.weights, self._theme, tell)
         self.device = DeviceChoice(chosen.device, "auto", self._theme, tell, self)
         self.estimate = Note(self._theme)
         self.run = RunRow(self.runner)
@@ -127,6 +130,8 @@ class FitWidget(Dock):
             "Keep volume, poses and network in a file, to go on with or to sample again: "
             "napari-arssr fit … --field FILE --resume"
         )
+        self.open = QPushButton("Open fit…")
+        self.open.setToolTip("A fit that was saved here or with napari-arssr fit … --field FILE")
         self.again = QPushButton("Sample again")
         self.again.setToolTip("The fit that is done, in voxels of the size above; no new fit")
         self.live = LiveRow(self._live_view, self._theme)
@@ -154,7 +159,7 @@ class FitWidget(Dock):
             self.curve,
             self.message,
             self.live,
-            in_a_row(self.again, self.save, stretch=True),
+            in_a_row(self.again, self.save, self.open, stretch=True),
             in_a_row(self.copy, stretch=True),
         )
 
@@ -168,6 +173,7 @@ class FitWidget(Dock):
         self.slices.toggled.connect(self._on_slices)
         self.copy.clicked.connect(self.copy_command)
         self.save.clicked.connect(self._on_save)
+        self.open.clicked.connect(self._on_open)
         self.again.clicked.connect(self.sample_again)
         self._viewer.layers.events.removed.connect(self._on_removed)
         self._look = QTimer(self)
@@ -209,6 +215,8 @@ class FitWidget(Dock):
             reference=self.stacks.number,
             device=self.device.device.value,
         )
+        if settings.refines and settings.network_prior and self.advanced.weights.problem:
+            raise UsageError(self.advanced.weights.problem)
         plan = FitPlan(volumes, settings, self.within.volume(), self.method.wants_uncertainty)
         need, free = plan.bytes_needed, psutil.virtual_memory().available
         if need > free:
@@ -237,6 +245,7 @@ class FitWidget(Dock):
         self.copy.setEnabled(self._plan is not None and self._helper.state is State.IDLE)
         self.save.setEnabled(self._done is not None and idle)
         self.again.setEnabled(self._done is not None and idle)
+        self.open.setEnabled(idle)
         self.live.box.setEnabled(self._done is not None or self.live.box.isChecked())
 
     # ------------------------------------------------------------------------- run
@@ -313,16 +322,20 @@ class FitWidget(Dock):
         self, made: _Made, layers: tuple[Image, ...], places: tuple[bytes, ...], looks: Looks
     ) -> None:
         self.live.off()
-        if made.uncertainty is not None:
-            data, settings, _ = made.uncertainty
-            self._viewer.add_image(data, **settings)
         reference = layers[made.fitted.state.settings.reference]
-        data, settings, _ = made.result
-        result = self._viewer.add_image(data, **settings)
+        result = self._add(made)
         self._picture.end()  # after the result is there, so that nothing blinks
         mark_result(result, reference)
         self._done = _Done(made.fitted, layers, places, reference, looks, result)
         self._draw_slices()
+
+    def _add(self, made: _Made) -> Image:
+        """Add a fit's layers; gives that of the volume."""
+        if made.uncertainty is not None:
+            data, settings, _ = made.uncertainty
+            self._viewer.add_image(data, **settings)
+        data, settings, _ = made.result
+        return self._viewer.add_image(data, **settings)
 
     def _say_done(self, fitted: Fitted, seconds: float) -> None:
         state = fitted.state
@@ -362,7 +375,8 @@ class FitWidget(Dock):
         else:
             data, settings, _ = outcome.value
             result = self._viewer.add_image(data, **settings)
-            mark_result(result, done.reference)
+            if done.reference is not None:
+                mark_result(result, done.reference)
             self.message.say(f"Sampled: {settings['name']}.")
         self._refresh()
 
@@ -391,35 +405,38 @@ class FitWidget(Dock):
 
     def _draw_slices(self) -> None:
         """Where slices are, as far as that is known now."""
-        volumes = self.stacks.volumes
         if not self.slices.isChecked():
             return
-        if not volumes:
-            self._no_slices.start()
-            return
-        found = self._found()
-        if found is None:
+        volumes = self.stacks.volumes
+        fitted = self._fit_of_stacks()
+        if fitted is not None:
+            stacks = [
+                StackOutlines(record.outlines, record.suspects) for record in fitted.state.stacks
+            ]
+            doubted = sum(len(stack.doubted) for stack in stacks)
+            more = f"; {doubted} of them, red, hardly believed" if doubted else ""
+            self.slices_note.say(f"Slices where the fit found them{more}.")
+            self._slices.show(stacks, fitted.reference)
+        elif volumes:
             self.slices_note.say("Slices where the files say.")
             stacks = [
                 StackOutlines(volume.grid.slice_outlines(volume.grid.slice_axis))
                 for volume in volumes
             ]
+            self._slices.show(stacks, volumes[self.stacks.number])
         else:
-            doubted = sum(len(stack.doubted) for stack in found)
-            more = f"; {doubted} of them, red, hardly believed" if doubted else ""
-            self.slices_note.say(f"Slices where the fit found them{more}.")
-            stacks = list(found)
-        self._slices.show(stacks, volumes[self.stacks.number])
+            self._no_slices.start()
 
-    def _found(self) -> list[StackOutlines] | None:
-        """Where the fit found the slices, if it is one of the stacks that are chosen."""
+    def _fit_of_stacks(self) -> Fitted | None:
+        """The fit that is done, if it is one of the stacks that are chosen.
+
+        One that was opened is shown where no stacks are.
+        """
         done = self._done
         now = tuple(volume.affine.tobytes() for volume in self.stacks.volumes)
         if done is None or done.stacks != tuple(self.stacks.layers) or done.places != now:
             return None
-        return [
-            StackOutlines(record.outlines, record.suspects) for record in done.fitted.state.stacks
-        ]
+        return done.fitted
 
     # ------------------------------------------------------------------- command, file
 
@@ -453,7 +470,7 @@ class FitWidget(Dock):
     def _on_save(self) -> None:
         if self._done is None:
             return
-        name = f"{io.without_suffix(self._done.reference.name)}_fit{_SUFFIX}"
+        name = f"{io.without_suffix(self._done.fitted.reference.name)}_fit{_SUFFIX}"
         path, _ = QFileDialog.getSaveFileName(self, "Save the fit", name, _FILTER)
         if path:
             self.save_fit(Path(path))
@@ -478,6 +495,50 @@ class FitWidget(Dock):
             self.message.say("The fit was not saved: see the message.", alarming=True)
             tell(outcome.error, "Saving the fit")
 
+    def _on_open(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Open a fit", "", _FILTER)
+        if path:
+            self.open_fit(Path(path))
+
+    def open_fit(self, path: Path) -> None:
+        """Show a fit that was kept in a file, in the voxels that it was made with."""
+        if self.runner.state is not State.IDLE:
+            return
+
+        def work(report: Report, stop: Stop) -> _Made:
+            report(None, "reading")
+            fitted = Fitted.read(path)
+            volume = fitted.sample(None, report, stop)
+            spread = fitted.uncertainty
+            title = fitted.title(None)
+            return _Made(
+                fitted,
+                image_layer(replace(volume, name=title)),
+                None if spread is None else _uncertainty_layer(spread, title),
+            )
+
+        self.run.announce(path.name, None)
+        self.message.say("")
+        self.runner.start(work, self._on_opened)
+
+    def _on_opened(self, outcome: Outcome) -> None:
+        if outcome.cancelled:
+            self.message.say("Cancelled.")
+        elif outcome.error is not None:
+            self.message.say("The fit was not opened: see the message.", alarming=True)
+            tell(outcome.error, "Opening the fit")
+        else:
+            made = outcome.value
+            self.live.off()
+            result = self._add(made)
+            self._done = _Done(made.fitted, (), (), None, Looks.of(result), result)
+            if not self.stacks.layers:  # else the sizes offered are theirs
+                opened = volume_of(result)
+                self.voxel_size.suit([opened], opened)
+            self._draw_slices()
+            self.message.say(f"Opened: {result.name}.")
+        self._refresh()
+
     # ------------------------------------------------------------------------- live view
 
     def _live_view(self) -> LiveView:
@@ -499,11 +560,11 @@ class FitWidget(Dock):
         self._picture.end()
         self._slices.hide()
         self._place.close()
-        for part in (self.stacks, self.within, self.device, self.run):
+        for part in (self.stacks, self.within, self.advanced, self.device, self.run):
             part.close_down()
 
     def _runners(self) -> tuple[Runner, ...]:
-        return self.runner, self._helper, self.device.runner
+        return self.runner, self._helper, self.advanced.weights.runner, self.device.runner
 
 
 def _prospect(plan: FitPlan) -> Sequence[str]:
