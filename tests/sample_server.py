@@ -51,7 +51,9 @@ class Server(ThreadingHTTPServer):
         """The same sample, to be fetched here."""
         path = f"/{source.filename}"
         digest = hashlib.sha256(self.files[path]).hexdigest()
-        return replace(source, url=self.address + path, sha256=digest, allow_http=True)
+        return replace(
+            source, address=self.address + path, digest=f"sha256:{digest}", allow_http=True
+        )
 
 
 class Handler(BaseHTTPRequestHandler):

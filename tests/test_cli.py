@@ -33,9 +33,10 @@ from scipy.spatial.transform import Rotation
 from tiny import Ran, Run
 
 import napari_arssr
-from napari_arssr import cli, weights
+from napari_arssr import arguments, cli, download, weights
 from napari_arssr import io as files
 from napari_arssr.models import ModelConfig, build
+from napari_arssr.terminal import ProgressLine
 
 # Sizes as the file counts them: (i, j, k).
 SHAPE = (10, 9, 6)
@@ -466,7 +467,7 @@ def test_memory_bounds_the_work_and_changes_nothing(
     ],
 )
 def test_amounts_of_memory(text: str, expected: int) -> None:
-    assert cli._bytes(text) == expected
+    assert arguments.memory(text) == expected
 
 
 def test_normalization(
@@ -608,7 +609,7 @@ def test_on_a_terminal_progress_is_one_line_that_goes_away(
     clock = iter([0.0, 0.05, 59.7, 59.75, 100.0])
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with cli._ProgressLine("scan.nii", quiet=False) as line:
+    with ProgressLine("scan.nii", quiet=False) as line:
         line(0.001, "encode")  # too soon after the start
         line(0.5, "encode")
         line(0.6, "encode")  # too soon after the last
@@ -773,7 +774,7 @@ def fake_published(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = cache / record.filename
     torch.manual_seed(0)
     torch.save(build(config).state_dict(), path)
-    digest = f"gitblob:{weights.git_blob_id(path)}"
+    digest = f"gitblob:{download.git_blob_id(path)}"
     monkeypatch.setitem(weights.REGISTRY, "arssr-rdn", replace(record, digest=digest))
     return path
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ from napari_arssr.consistency import Consistency
 from napari_arssr.degradation import Kind, ScannerModel
 from napari_arssr.evaluation.back_projection import back_project
 from napari_arssr.field import CubicField
+from napari_arssr.interpolation import spline_matrix
 from napari_arssr.phantom import Phantom
 from napari_arssr.volume import Box, Grid, Volume
 
@@ -122,6 +124,23 @@ def test_unknown_voxels_stay_unknown_and_spoil_nothing_else() -> None:
         list(Consistency(low, grid, grid.box, ScannerModel()).correct([estimate]))
     )
     np.testing.assert_allclose(corrected[:4], whole[:4], atol=0.2)  # far from the hole
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_nothing_is_corrected_by_what_unknown_voxels_would_have_shown(kind: Kind) -> None:
+    # Lobes below zero and above cancel out beside a slab, but what lies in it still counts.
+    low = random_volume((20, 4, 4))
+    grid = low.grid.scaled(2)
+    scanner = ScannerModel(kind)
+    estimate = np.random.default_rng(1).normal(100, 30, grid.shape).astype(np.float32)
+    holed = estimate.copy()
+    holed[20:22] = np.nan
+    step = Consistency(low, grid, grid.box, scanner)
+    corrected = np.concatenate(list(step.correct([holed])))
+    reached = np.abs(scanner.matrix(40, 20)[:, 20:22]).sum(axis=1) > 1e-6
+    untouched = np.abs(spline_matrix(np.arange(40) / 2 - 0.25, 20)[:, ~reached]).sum(axis=1) < 1e-6
+    rows = untouched & ~np.isnan(holed[:, 0, 0])
+    np.testing.assert_array_equal(corrected[rows], holed[rows])
 
 
 @pytest.mark.parametrize("box", [None, Box((1, 2, 0), (5, 7, 8))])

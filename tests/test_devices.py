@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -44,6 +45,33 @@ def test_gpus_come_before_the_processor(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto") == torch.device("mps")
+
+
+def test_a_build_without_onednn_says_no_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    # Such a build does not even know the question.
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
+    bfloat16_is_faster.cache_clear()
+    try:
+        assert choose_precision("auto", CPU, bfloat16_is_safe=True) == torch.float32
+        assert not devices.onednn_takes(torch.float32)
+    finally:
+        bfloat16_is_faster.cache_clear()
+
+
+def test_tf32_stays_off_until_the_last_of_several_threads_has_left() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with ExitStack() as first, ExitStack() as second:
+            first.enter_context(float32_means_float32())
+            second.enter_context(float32_means_float32())
+            first.close()
+            assert not torch.backends.cudnn.allow_tf32
+            second.close()
+            assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "CPU"])

@@ -36,7 +36,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def fit(*words, stacks=NAMES, output="out.nii.gz"):
-    return main(["fit", *stacks, "-o", output, *map(str, words)])
+    try:
+        return main(["fit", *stacks, "-o", output, *map(str, words)])
+    except SystemExit as ended:  # what argparse refuses
+        return ended.code
 
 
 def quick(*words, **options):
@@ -139,10 +142,26 @@ def test_a_mask_bounds_the_volume(folder):
     assert np.count_nonzero(result.data) <= inside.sum()
 
 
+def test_a_fit_goes_on_only_with_the_mask_that_it_was_begun_with(folder, capsys):
+    inside = np.zeros(GRID.shape, dtype=np.uint8)
+    inside[8:24, 10:26, 8:24] = 1
+    io.write(folder / "mask.nii.gz", Volume(inside, GRID.affine))
+    inside[10] = 0
+    io.write(folder / "other.nii.gz", Volume(inside, GRID.affine))
+    words = ("--field", "f.safetensors", "--resume")
+    assert quick("--mask", "mask.nii.gz", "--quiet", *words) == 0
+    assert quick("--mask", "mask.nii.gz", "--quiet", *words) == 0
+    for mask in ([], ["--mask", "other.nii.gz"]):
+        assert "begun with a mask" in refused(capsys, *mask, *words)
+    (folder / "f.safetensors").unlink()
+    assert quick("--quiet", *words) == 0
+    assert "begun without a mask" in refused(capsys, "--mask", "mask.nii.gz", *words)
+
+
 def refused(capsys, *words, status=2, **options):
     assert quick(*words, "--quiet", **options) == status
     text = capsys.readouterr().err
-    assert text.startswith("napari-arssr: ")
+    assert text.startswith(("napari-arssr: ", "napari-arssr fit: "))
     assert text.count("\n") == 1
     return text
 

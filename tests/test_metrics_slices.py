@@ -11,6 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from napari_arssr.degradation import ScannerModel
+from napari_arssr.download import RemoteFile
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.evaluation import data_consistency, lpips, segmentation
 from napari_arssr.evaluation.back_projection import back_project
@@ -357,20 +358,22 @@ def test_lpips_weights_are_fetched_once_and_verified(server, tmp_path):
     folder, address = server
     content = b"tensors"
     (folder / "a.pth").write_bytes(content)
-    wanted = lpips.WeightsFile(
-        "a.pth", f"{address}/a.pth", hashlib.sha256(content).hexdigest(), len(content)
-    )
+
+    def remote(name, digest):
+        return RemoteFile(f"{address}/{name}", name, f"sha256:{digest}", allow_http=True)
+
+    wanted = remote("a.pth", hashlib.sha256(content).hexdigest())
     cache = tmp_path / "cache"
     (path,) = lpips.fetch(cache, [wanted])
     assert path.read_bytes() == content
     (folder / "a.pth").unlink()
     assert lpips.fetch(cache, [wanted]) == [path]
     (folder / "b.pth").write_bytes(b"something else")
-    wrong = lpips.WeightsFile("b.pth", f"{address}/b.pth", "0" * 64, 5)
+    wrong = remote("b.pth", "0" * 64)
     with pytest.raises(FileError, match=r"LPIPS is not available.*b\.pth.*--lpips-weights"):
         lpips.fetch(cache, [wrong])
     assert not (cache / "b.pth").exists()
-    gone = lpips.WeightsFile("c.pth", f"{address}/c.pth", "0" * 64, 5)
+    gone = remote("c.pth", "0" * 64)
     with pytest.raises(FileError, match="not available"):
         lpips.fetch(cache, [gone])
 
@@ -378,9 +381,10 @@ def test_lpips_weights_are_fetched_once_and_verified(server, tmp_path):
 def test_lpips_comes_from_where_it_is_published_over_https():
     for file in lpips.FILES:
         assert file.address.startswith("https://")
-        assert len(file.sha256) == 64
+        assert not file.allow_http
+        assert len(file.digest.removeprefix("sha256:")) == 64
     # torchvision names its files after the beginning of their hash
-    assert lpips.FILES[0].sha256.startswith(lpips.FILES[0].name[-12:-4])
+    assert lpips.FILES[0].digest[7:].startswith(lpips.FILES[0].filename[-12:-4])
 
 
 # -------------------------------------------------------------------------- consistency

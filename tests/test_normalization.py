@@ -53,6 +53,19 @@ def test_percentiles_are_the_default_and_ignore_a_few_hot_voxels() -> None:
     np.testing.assert_allclose(hot.restore(hot.normalize(array)), array, rtol=1e-5)
 
 
+def test_percentiles_of_a_large_volume_are_of_all_its_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Dark but for the middle: every n-th voxel in a row would all be of the first column.
+    array = np.zeros((40, 40, 40), np.float32)
+    array[..., 10:30] = brain()[:40, :40, :20]
+    whole = Normalizer.fit(array)
+    monkeypatch.setattr("napari_arssr.normalization._ENOUGH", array.size // 40)
+    thinned = Normalizer.fit(array)
+    assert thinned.low == whole.low == 0
+    assert thinned.high == pytest.approx(whole.high, rel=0.02)
+
+
 def test_values_that_are_in_0_to_1_already_are_left_as_they_are() -> None:
     assert Normalizer.fit(brain(), "none") == Normalizer(0.0, 1.0)
     np.testing.assert_array_equal(Normalizer().normalize(brain()), brain())

@@ -225,7 +225,7 @@ def test_being_offline_is_one_notification(
 ) -> None:
     monkeypatch.setenv("NAPARI_ARSSR_CACHE", str(tmp_path))
     monkeypatch.setattr("skimage.data.data_dir", str(tmp_path))
-    nowhere = replace(samples._BRAIN, url="https://127.0.0.1:9/brain.tiff")  # nobody listens
+    nowhere = replace(samples._BRAIN, address="https://127.0.0.1:9/brain.tiff")  # nobody listens
     monkeypatch.setattr(samples, "_BRAIN", nowhere)
     (action,) = (
         action
@@ -245,7 +245,7 @@ def test_being_offline_is_one_notification(
     del notification_manager.records[before:]
     for name in ("last_exc", "last_value", "last_traceback"):
         vars(sys).pop(name, None)
-    assert message.startswith("The sample 'brain' could not be downloaded: there is no")
+    assert message.startswith("The sample brain.tiff could not be downloaded: there is no")
     assert "scan and phantom" in message
     assert len(viewer.layers) == 0
     (toast,) = (

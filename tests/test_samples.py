@@ -113,7 +113,7 @@ def test_a_broken_copy_is_replaced(server: Server, tmp_path: Path) -> None:
 
 def test_another_file_than_the_known_one_is_thrown_away(server: Server, tmp_path: Path) -> None:
     server.files["/brain.tiff"] = tiff(BRAIN + 1)
-    with pytest.raises(FileError, match=r"'brain' could not be downloaded: what came is not"):
+    with pytest.raises(FileError, match=r"brain.tiff could not be downloaded: what came is not"):
         samples.brain()
     assert cached(tmp_path) == []
 
@@ -125,7 +125,8 @@ def test_without_a_network_the_way_out_is_named(
     monkeypatch.setenv("NAPARI_ARSSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("skimage.data.data_dir", str(tmp_path))
     for name in ("_BRAIN", "_CELLS"):
-        source = replace(getattr(samples, name), url="https://127.0.0.1:9/none")  # nobody listens
+        nowhere = "https://127.0.0.1:9/none"  # nobody listens
+        source = replace(getattr(samples, name), address=nowhere)
         monkeypatch.setattr(samples, name, source)
     with pytest.raises(FileError, match=r"no connection to 127.*scan and phantom") as caught:
         sample()
@@ -135,10 +136,12 @@ def test_without_a_network_the_way_out_is_named(
 
 def test_the_addresses_are_secure_and_the_digests_scikit_images() -> None:
     for source in (samples._BRAIN, samples._CELLS):
-        assert source.url.startswith("https://")
+        assert source.address.startswith("https://")
         assert not source.allow_http
-        assert source.sha256 == _registry.registry[f"data/{source.filename}"]
-        assert source.url == _registry.registry_urls[f"data/{source.filename}"]
+        assert (
+            source.digest.removeprefix("sha256:") == _registry.registry[f"data/{source.filename}"]
+        )
+        assert source.address == _registry.registry_urls[f"data/{source.filename}"]
 
 
 def test_a_cache_that_cannot_be_written_to_is_named(
@@ -146,7 +149,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("NAPARI_ARSSR_CACHE", str(tmp_path / "file"))
-    with pytest.raises(FileError, match=r"'brain' cannot be kept in .*file.*NAPARI_ARSSR_CACHE"):
+    with pytest.raises(FileError, match=r"brain.tiff cannot be kept in .*file.*NAPARI_ARSSR_CACHE"):
         samples.brain()
     assert server.asked == []
 

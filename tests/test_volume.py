@@ -352,6 +352,34 @@ def test_grids_are_equal_within_what_a_header_can_hold() -> None:
     assert grid != Grid((4, 5, 7), grid.affine)
 
 
+@pytest.mark.parametrize("side", [4e-6, 1e-4, 1.0, 1e3])  # from nanometres on
+def test_grids_differ_by_a_hundredth_of_a_voxel_at_any_size(side: float) -> None:
+    grid = Grid.from_spacing((30, 40, 50), side)
+    moved, larger = grid.affine.copy(), grid.affine.copy()
+    moved[0, 3] += 0.01 * side
+    larger[:3, :3] *= 1.001
+    assert grid != Grid(grid.shape, moved)
+    assert grid != Grid(grid.shape, larger)
+    assert grid == Grid(grid.shape, grid.affine.astype(np.float32))
+
+
+def test_the_box_around_a_mask_holds_it_and_no_plane_more() -> None:
+    mask = np.zeros((7, 8, 9), bool)
+    mask[2, 3, 4] = mask[5, 6, 1] = True
+    assert Box.around(mask) == Box((2, 3, 1), (6, 7, 5))
+
+
+@EXAMPLES
+@given(grids, st.data())
+def test_a_grid_holds_what_lies_between_its_outer_faces(grid: Grid, data: st.DataObject) -> None:
+    inside = [data.draw(st.floats(-0.5, n - 0.5)) for n in grid.shape]
+    assert grid.holds(np.array([inside])).all()
+    axis = data.draw(st.integers(0, 2))
+    beyond = list(inside)
+    beyond[axis] = grid.shape[axis] - 0.49
+    assert not grid.holds(np.array([beyond])).any()
+
+
 @EXAMPLES
 @given(grids)
 def test_a_napari_affine_finds_back_to_its_grid(grid: Grid) -> None:

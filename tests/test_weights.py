@@ -24,7 +24,7 @@ import torch
 import urllib3
 from tiny import TINY
 
-from napari_arssr import weights
+from napari_arssr import download, weights
 from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.models import Card, ModelConfig, build, save
 from napari_arssr.weights import REGISTRY, Weights, fetch_record
@@ -210,14 +210,14 @@ def test_scores_of_published_sets_are_those_of_the_paper() -> None:
 def test_git_blob_id_is_gits(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert weights.git_blob_id(path) == blob_id(content)
+    assert download.git_blob_id(path) == blob_id(content)
 
 
 def test_git_blob_id_of_a_known_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"hello\n")
     # echo hello | git hash-object --stdin
-    assert weights.git_blob_id(path) == "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert download.git_blob_id(path) == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
 def test_the_cache_moves_with_an_environment_variable(
@@ -359,7 +359,7 @@ def test_an_interrupted_download_leaves_nothing(
 def test_a_silent_server_is_given_up(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_TIMEOUT", (1, 0.2))
+    monkeypatch.setattr(download, "_TIMEOUT", (1, 0.2))
     started = time.monotonic()
     with pytest.raises(FileError, match=r"127\.0\.0\.1 fell silent"):
         fetch_here(server.record("slow"), folder)
@@ -669,6 +669,9 @@ def test_local_networks_are_normalised_as_they_were_trained(tmp_path: Path) -> N
     card = replace(CARD, config=published, training={"seed": 0})
     save(trained, build(published), card, torch.float32)
     assert weights.load(trained).normalization == "percentile"
+    recorded = replace(card, training={"seed": 0, "normalization": "minmax"})
+    save(trained, build(published), recorded, torch.float32)
+    assert weights.load(trained).normalization == "minmax"
     ours = tmp_path / "ours.safetensors"
     save(ours, build(TINY), CARD, torch.float32)
     loaded = weights.load(str(ours))

@@ -153,8 +153,8 @@ class FitPlan:
                 uncertainty=self.uncertainty,
                 watch=Watch(report, stop, seen=sight.see, measured=sight.measure),
             )
-            fitted = Fitted(state, volumes[self.settings.reference])
-            return replace(fitted, seconds=time.monotonic() - started)
+            reference = volumes[self.settings.reference]
+            return Fitted(state, reference, time.monotonic() - started, self.settings.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +168,17 @@ class Fitted:
         The reference stack; its metadata say what else results take from it.
     seconds : float
         That the fit took.
+    device : str
+        Where it is sampled.
     """
 
     state: State
     reference: Volume
     seconds: float = 0.0
+    device: str = "auto"
 
     @classmethod
-    def read(cls, path: Path) -> Fitted:
+    def read(cls, path: Path, device: str) -> Fitted:
         """A fit from a file that :meth:`save` or the command line wrote; for a thread.
 
         Raises
@@ -195,7 +198,7 @@ class Fitted:
         first = state.stacks[state.settings.reference]
         # Of the stack itself a fit keeps name and place, no voxels.
         nothing = np.broadcast_to(np.float32(0), first.grid.shape)
-        return cls(state, Volume(nothing, first.grid.affine, name=first.name))
+        return cls(state, Volume(nothing, first.grid.affine, name=first.name), device=device)
 
     def title(self, spacing: float | None) -> str:
         """What a result with voxels of a size, in millimetres, is called."""
@@ -264,7 +267,7 @@ class Fitted:
         return save(path, self.state)
 
     def _field(self) -> FittedField:
-        return self.state.field(self.state.settings.device)
+        return self.state.field(self.device)
 
     def _as_result(self, volume: Volume, grid: Grid) -> Volume:
         metadata: dict[str, Any] = {

@@ -504,10 +504,11 @@ class FitWidget(Dock):
         """Show a fit that was kept in a file, in the voxels that it was made with."""
         if self.runner.state is not State.IDLE:
             return
+        device = self.device.device.value
 
         def work(report: Report, stop: Stop) -> _Made:
             report(None, "reading")
-            fitted = Fitted.read(path)
+            fitted = Fitted.read(path, device)
             volume = fitted.sample(None, report, stop)
             spread = fitted.uncertainty
             title = fitted.title(None)

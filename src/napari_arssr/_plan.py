@@ -28,6 +28,7 @@ from napari_arssr.volume import Box, Grid, Volume
 
 if TYPE_CHECKING:
     from napari_arssr.field import NetworkField
+    from napari_arssr.weights import Loaded
 
 __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "same_as_file"]
 
@@ -279,21 +280,21 @@ class Workshop:
     def field(self, plan: Plan) -> Callable[[], AbstractContextManager[NetworkField | None]]:
         """For the live view: lends the field of a plan's one frame, or None while it is busy.
 
-        What is given is called in a thread. It reads the layer once, and is to be asked for
+        What is given is called in a thread. It reads layer and weights once, and is to be asked for
         again when the layer's voxels change.
         """
-        read: list[tuple[Volume, Hashable]] = []
+        read: list[tuple[Volume, Hashable, Loaded]] = []
 
         @contextmanager
         def lent() -> Iterator[NetworkField | None]:
             with plain_errors(plan.volume.name):
                 import_torch()
-                identity, network = self.fields.weights(plan.settings.weights)
                 if not read:
+                    identity, loaded = self.fields.weights(plan.settings.weights)
                     volume = plan.volume.frame(plan.frame or 0)
                     one = read_voxels(volume, _unheard, _never).in_storage_order()
-                    read.append((one, _field_key(one, identity, plan.settings)))
-                ((one, key),) = read
+                    read.append((one, _field_key(one, identity, plan.settings), loaded))
+                ((one, key, network),) = read
                 settings = plan.settings
 
                 def make() -> NetworkField:

@@ -18,21 +18,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from napari_arssr import arguments
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation.cli import add_evaluate
 from napari_arssr.fitting.cli import add_fit
+from napari_arssr.terminal import FAILED, INTERRUPTED, WRONG_USE, ProgressLine
 from napari_arssr.training.cli import add_commands
 
 if TYPE_CHECKING:
-    from napari_arssr.degradation import Kind, ScannerModel
     from napari_arssr.upsampling import Settings
-    from napari_arssr.volume import Box, Grid
 
 __all__ = ["main"]
-
-_FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             # The reader of our output has gone; Python would complain once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _FAILED
+            return FAILED
         except (Exception, KeyboardInterrupt) as error:
             # Extension modules make errors of their own of an interruption while they load.
             if ended() or isinstance(error, KeyboardInterrupt):
-                return _say("Interrupted; nothing unfinished was left behind.", _INTERRUPTED)
+                return _say("Interrupted; nothing unfinished was left behind.", INTERRUPTED)
             if isinstance(error, MemoryError):
-                return _say(f"There is not enough memory; {_MORE_MEMORY}", _FAILED)
+                return _say(f"There is not enough memory; {_MORE_MEMORY}", FAILED)
             if not isinstance(error, ArssrError):
                 raise
-            return _say(error, _WRONG_USE if isinstance(error, UsageError) else _FAILED)
+            return _say(error, WRONG_USE if isinstance(error, UsageError) else FAILED)
 
 
 def _run(arguments: Sequence[str], ended: Callable[[], bool]) -> int:
@@ -155,8 +153,8 @@ def _upsample(options: argparse.Namespace) -> int:
     from napari_arssr.upsampling import Settings, Target, upsample_file
 
     target = Target(
-        options.scale and _reversed(options.scale),
-        options.spacing and _reversed(options.spacing),
+        options.scale,
+        options.spacing,
         options.shape,
         options.isotropic,
     )
@@ -174,7 +172,7 @@ def _upsample(options: argparse.Namespace) -> int:
     done, failed, wrong_use = [], [], True
     for source, output in jobs:
         try:
-            with _ProgressLine(source.name, quiet=options.quiet or options.json) as line:
+            with ProgressLine(source.name, quiet=options.quiet or options.json) as line:
                 result = upsample_file(
                     source,
                     output,
@@ -195,7 +193,7 @@ def _upsample(options: argparse.Namespace) -> int:
                 raise error from None
             failed.append({"input": str(source), "error": str(error)})
             if not options.json:
-                _say(error, _FAILED)
+                _say(error, FAILED)
             wrong_use = wrong_use and isinstance(error, UsageError)
             continue
         done.append(result)
@@ -205,9 +203,9 @@ def _upsample(options: argparse.Namespace) -> int:
         print(json.dumps({"done": done, "failed": failed}, indent=2))
     elif failed:
         names = ", ".join(job["input"] for job in failed)
-        _say(f"{len(failed)} of {len(jobs)} files failed: {names}.", _FAILED)
+        _say(f"{len(failed)} of {len(jobs)} files failed: {names}.", FAILED)
     if failed:
-        return _WRONG_USE if wrong_use and not done else _FAILED
+        return WRONG_USE if wrong_use and not done else FAILED
     return 0
 
 
@@ -268,47 +266,6 @@ def _summary(result: dict[str, Any], seconds: float) -> str:
     )
 
 
-class _ProgressLine:
-    """Progress with time left on one line of a terminal; every tenth on a line elsewhere."""
-
-    def __init__(self, name: str, *, quiet: bool) -> None:
-        self._name = name
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty()
-        self._started = time.monotonic()
-        self._shown = 0.0
-        self._share = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def __enter__(self) -> Self:
-        if self._terminal and not self._quiet:
-            print(f"{self._name}  …", end="", file=sys.stderr, flush=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._terminal and not self._quiet:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def __call__(self, share: float, stage: str) -> None:
-        now = time.monotonic()
-        if self._quiet or (self._terminal and now - self._shown < 0.1):
-            return
-        if not self._terminal and int(share * 10) <= int(self._share * 10):
-            return
-        self._shown, self._share = now, share
-        text = f"{self._name}  {share:4.0%}  {stage}"
-        if share > 0:
-            minutes, seconds = divmod(round((now - self._started) * (1 / share - 1)), 60)
-            text += f"  {minutes}:{seconds:02} left"
-        if self._terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-
 # ------------------------------------------------------------------------------- weights
 
 
@@ -354,12 +311,8 @@ def _weights_download(options: argparse.Namespace) -> int:
     from napari_arssr import weights
 
     for name in options.names:
-        with _ProgressLine(name, quiet=options.quiet) as line:
-
-            def progress(done: int, total: int | None, line: _ProgressLine = line) -> None:
-                line(done / total if total else 0.0, f"{done / 1e6:.1f} MB")
-
-            path = weights.fetch(name, progress=progress)
+        with ProgressLine(name, quiet=options.quiet) as line:
+            path = weights.fetch(name, progress=line.bytes_came)
         if not options.quiet:
             print(path)
     return 0
@@ -374,7 +327,7 @@ def _weights_verify(options: argparse.Namespace) -> int:
     else:
         for name, state in states.items():
             print(f"{name:16} {state}")
-    return _FAILED if "broken" in states.values() else 0
+    return FAILED if "broken" in states.values() else 0
 
 
 # ------------------------------------------------------------------------------ simulate
@@ -383,10 +336,9 @@ def _weights_verify(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from napari_arssr.degradation import ScannerModel, simulate_file
 
-    scale = _reversed(options.scale)
     model = ScannerModel(options.kind, options.width)
     result = simulate_file(
-        options.input, options.output, scale, model, noise=options.noise, seed=options.seed
+        options.input, options.output, options.scale, model, noise=options.noise, seed=options.seed
     )
     if options.json:
         print(json.dumps(result, indent=2))
@@ -402,7 +354,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like everything else here, without the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_WRONG_USE, f"{self.prog}: {message}; see '{self.prog} --help'.\n")
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see '{self.prog} --help'.\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -466,13 +418,15 @@ def _add_upsample(commands: Any) -> None:
         "output", type=Path, metavar="OUT", help="a file; for several inputs a folder"
     )
     size = command.add_mutually_exclusive_group(required=True)
-    size.add_argument("--scale", type=_scale, help="2.5, or 1,1,4: voxels per input voxel")
-    size.add_argument("--spacing", type=_numbers, help="0.5, or 0.5,0.5,1: voxel size in mm")
+    size.add_argument("--scale", type=arguments.scale, help="2.5, or 1,1,4: voxels per input voxel")
+    size.add_argument(
+        "--spacing", type=arguments.spacing, help="0.5, or 0.5,0.5,1: voxel size in mm"
+    )
     size.add_argument("--isotropic", action="store_true", help="cubes of the smallest side")
-    size.add_argument("--shape", type=_shape, help="256,256,180: voxels")
+    size.add_argument("--shape", type=arguments.shape, help="256,256,180: voxels")
     command.add_argument(
         "--box",
-        type=_box,
+        type=arguments.box,
         help="only a part: i0:i1,j0:j1,k0:k1 in voxels of the input (from 0, ends excluded), or "
         "mm:x0:x1,y0:y1,z0:z1 in RAS millimetres",
     )
@@ -487,7 +441,7 @@ def _add_upsample(commands: Any) -> None:
         choices=["auto", "float32", "bfloat16", "float16"],
         help="of the network; auto: bfloat16 where it is faster and as good",
     )
-    command.add_argument("--memory", type=_bytes, help="most memory to take: 2GB, 800MB")
+    command.add_argument("--memory", type=arguments.memory, help="most memory to take: 2GB, 800MB")
     command.add_argument(
         "--normalize",
         choices=["percentile", "minmax", "none"],
@@ -495,7 +449,7 @@ def _add_upsample(commands: Any) -> None:
     )
     command.add_argument(
         "--consistency",
-        type=_scanner,
+        type=arguments.scanner,
         metavar="KIND[:WIDTH]",
         help="correct the result by one step of back-projection, so that a scanner measuring it "
         "would see more nearly the input: gaussian, slice-profile, kspace or cubic, and its width "
@@ -537,7 +491,10 @@ def _add_simulate(commands: Any) -> None:
     command.add_argument("input", type=Path, metavar="HR", help="a file")
     command.add_argument("output", type=Path, metavar="LR", help="a file")
     command.add_argument(
-        "--scale", type=_scale, required=True, help="2, or 1,1,4: voxels of HR per voxel of LR"
+        "--scale",
+        type=arguments.scale,
+        required=True,
+        help="2, or 1,1,4: voxels of HR per voxel of LR",
     )
     command.add_argument(
         "--kind",
@@ -559,96 +516,3 @@ def _add_simulate(commands: Any) -> None:
 def _add_quiet_and_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
     command.add_argument("--json", action="store_true", help="print what was done as JSON")
-
-
-# ---------------------------------------------------------------------- values from text
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    """One number or three, above 0."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or i,j,k") from None
-    if len(values) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither one number nor three")
-    if not all(0 < value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r}: every number must be above 0 and finite")
-    return values
-
-
-def _scale(text: str) -> tuple[float, ...]:
-    """One scale or three, at least 1."""
-    values = _numbers(text)
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: every scale must be at least 1")
-    return values
-
-
-def _reversed(values: tuple[float, ...]) -> float | tuple[float, ...]:
-    """(i, j, k) of the command line to (z, y, x) of arrays."""
-    return values[::-1] if len(values) == 3 else values[0]
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        i, j, k = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers i,j,k") from None
-    if min(i, j, k) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: every number must be at least 1")
-    return k, j, i
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory such as 2GB")
-    number, prefix, binary = match.groups()
-    unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
-    return int(float(number) * unit)
-
-
-def _scanner(text: str) -> ScannerModel:
-    from napari_arssr.degradation import ScannerModel
-
-    kind, _, width = text.partition(":")
-    try:
-        return ScannerModel(cast("Kind", kind), float(width) if width else 1.0)
-    except (UsageError, ValueError) as error:
-        reason = error if isinstance(error, UsageError) else f"{width!r} is not a width"
-        raise argparse.ArgumentTypeError(f"{text!r}: {reason}") from None
-
-
-def _box(text: str) -> Callable[[Grid], Box]:
-    """A function from the input's grid to the box meant; the grid is not known yet."""
-    in_millimetres = text.startswith("mm:")
-    try:
-        pairs = [pair.split(":") for pair in text.removeprefix("mm:").split(",")]
-        (a, b), (c, d), (e, f) = ((float(start), float(stop)) for start, stop in pairs)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not i0:i1,j0:j1,k0:k1 or mm:x0:x1,y0:y1,z0:z1"
-        ) from None
-    if not all(math.isfinite(value) for value in (a, b, c, d, e, f)):
-        raise argparse.ArgumentTypeError(f"{text!r}: every number must be finite")
-    if not (a < b and c < d and e < f):
-        raise argparse.ArgumentTypeError(f"{text!r}: every start must lie before its stop")
-    if in_millimetres:
-        return lambda grid: grid.box_around((a, c, e), (b, d, f))
-    if any(value != int(value) for value in (a, b, c, d, e, f)):
-        raise argparse.ArgumentTypeError(f"{text!r}: voxels are whole numbers; use mm: for mm")
-
-    def voxels(grid: Grid) -> Box:
-        from napari_arssr.volume import Box
-
-        box = Box((int(e), int(c), int(a)), (int(f), int(d), int(b)))
-        shape = grid.shape[::-1]
-        if min(a, c, e) < 0 or b > shape[0] or d > shape[1] or f > shape[2]:
-            raise UsageError(
-                f"--box {text} lies outside the volume, which has "
-                f"{' × '.join(map(str, shape))} voxels (i, j, k)."
-            )
-        return box
-
-    return voxels

@@ -96,6 +96,14 @@ class Consistency:
         self.source_grid = grid.crop(self.source)
         low_z, low_y, low_x = (slice(*part) for part in self._low)
         self._input = low.data[low_z, low_y, low_x].astype(np.float32)
+        self._matrices = [
+            axis.measure[slice(*low), a:b]
+            for axis, low, a, b in zip(
+                self._axes, self._low, self.source.start, self.source.stop, strict=True
+            )
+        ]
+        # Lobes below and above zero cancel out in a sum, but not what they let in.
+        self._sizes = [np.abs(matrix) for matrix in self._matrices]
 
     @property
     def held_bytes(self) -> int:
@@ -124,9 +132,9 @@ class Consistency:
         for slab in slabs:
             start, stop = stop, stop + len(slab)
             missing = np.isnan(slab)
-            self._measure(np.where(missing, np.float32(0), slab), start, measured)
+            self._measure(self._matrices, np.where(missing, np.float32(0), slab), start, measured)
             if missing.any():
-                self._measure(missing, start, unknown)
+                self._measure(self._sizes, missing, start, unknown)
             known = np.isfinite(self._input) & (unknown <= 0)
             difference = np.where(known, self._input - measured, np.float32(0))
             wanted = slice(max(self.box.start[0] - start, 0), max(self.box.stop[0] - start, 0))
@@ -144,14 +152,11 @@ class Consistency:
         z = self._axes[0]
         return max(z.measured_by(z.read_by((plane, plane + 1)))[1], plane + 1)
 
-    def _measure(self, slab: npt.NDArray[Any], start: int, into: FloatArray) -> None:
+    def _measure(
+        self, matrices: list[FloatArray], slab: npt.NDArray[Any], start: int, into: FloatArray
+    ) -> None:
         """Add what the LR voxels see of a slab."""
-        z, y, x = (
-            axis.measure[slice(*low), a:b]
-            for axis, low, a, b in zip(
-                self._axes, self._low, self.source.start, self.source.stop, strict=True
-            )
-        )
+        z, y, x = matrices
         at = start - self.source.start[0]
         part = z[:, at : at + len(slab)]
         rows = np.flatnonzero(part.any(axis=1))

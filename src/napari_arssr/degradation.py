@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,28 @@ class ScannerModel:
             )
         if not 0 < self.width < np.inf:
             raise UsageError(f"The width of a scanner model must be above 0, not {self.width!r}.")
+
+    @classmethod
+    def parse(cls, text: str) -> ScannerModel:
+        """``KIND`` or ``KIND:WIDTH``, such as ``slice-profile:1.2``; one voxel wide by default.
+
+        Raises
+        ------
+        UsageError
+            If there is no such model.
+        """
+        kind, _, width = text.partition(":")
+        try:
+            number = float(width) if width else 1.0
+        except ValueError:
+            raise UsageError(f"{width!r} is not the width of a scanner model.") from None
+        return cls(cast("Kind", kind), number)
+
+    @property
+    def text(self) -> str:
+        """What :meth:`parse` makes it of again."""
+        width = repr(self.width).removesuffix(".0")
+        return self.kind if self.kind == "cubic" else f"{self.kind}:{width}"
 
     def rows(self, centres: npt.NDArray[np.floating[Any]], ratio: float, high: int) -> Matrix:
         """Rows of the measurement matrix for LR voxels anywhere along an HR axis.

@@ -85,9 +85,7 @@ def picture(volumes: dict[str, Volume], pixels_per_mm: float = 2.5) -> npt.NDArr
 
     first = next(iter(volumes.values()))
     shown = Normalizer.fit(first.data)
-    found = np.argwhere(shown.normalize(first.data) > 0.1)
-    low, high = found.min(axis=0).tolist(), (found.max(axis=0) + 1).tolist()
-    head = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    head = Box.around(shown.normalize(first.data) > 0.1)
     font = ImageFont.load_default(size=22)
     gap, title = 8, 36
     columns = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "is_out_of_memory",
+    "onednn_takes",
 ]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -89,7 +91,7 @@ def bfloat16_is_faster(device: torch.device) -> bool:
         return False  # not every operation exists there in bfloat16
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not onednn_takes(torch.bfloat16):
         return False
 
     def seconds(dtype: torch.dtype) -> float:
@@ -106,6 +108,15 @@ def bfloat16_is_faster(device: torch.device) -> bool:
 
     with torch.inference_mode():
         return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+
+
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies such numbers by oneDNN; not all builds have that."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -125,14 +136,48 @@ _OUT_OF_MEMORY = (
 )
 
 
+class _Float32:
+    """TF32 as it was before the first of all that are inside, for when the last has left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = (False, False)
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = (
+                    torch.backends.cudnn.allow_tf32,
+                    torch.backends.cuda.matmul.allow_tf32,
+                )
+                self._set(False, False)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(*self._before)
+
+    @staticmethod
+    def _set(convolutions: bool, products: bool) -> None:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.matmul.allow_tf32 = products
+
+
+_FLOAT32 = _Float32()
+
+
 @contextmanager
 def float32_means_float32() -> Iterator[None]:
-    """No TF32 inside: on GPUs float32 convolutions and products keep their 24 bits."""
-    convolutions = torch.backends.cudnn.allow_tf32
-    products = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """No TF32 inside: on GPUs float32 convolutions and products keep their 24 bits.
+
+    PyTorch has one switch for the whole process; a run and a live view may be inside at once,
+    on threads of their own.
+    """
+    _FLOAT32.enter()
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.backends.cuda.matmul.allow_tf32 = products
+        _FLOAT32.leave()

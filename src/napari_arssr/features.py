@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from napari_arssr.devices import float32_means_float32, is_out_of_memory
 from napari_arssr.errors import Cancelled, OutOfMemory
 from napari_arssr.models import ArSSR
-from napari_arssr.volume import Box
+from napari_arssr.volume import Box, as_shape
 
 __all__ = ["FeatureMap"]
 
@@ -125,11 +124,11 @@ class FeatureMap:
             return self._tiles[tile][box.relative_to(self._corner(tile)).slices]
         channels = self.model.config.feature_dim
         result = torch.empty((*box.shape, channels), dtype=self.dtype, device=self.device)
-        for tile in map(_triple, product(*ranges)):
+        for tile in map(as_shape, product(*ranges)):
             corner = self._corner(tile)
             part = Box(
-                _triple(max(a, c) for a, c in zip(box.start, corner, strict=True)),
-                _triple(min(b, c + self.tile) for b, c in zip(box.stop, corner, strict=True)),
+                as_shape(max(a, c) for a, c in zip(box.start, corner, strict=True)),
+                as_shape(min(b, c + self.tile) for b, c in zip(box.stop, corner, strict=True)),
             )
             inside = self._tiles[tile][part.relative_to(corner).slices]
             result[part.relative_to(box.start).slices] = inside
@@ -152,7 +151,7 @@ class FeatureMap:
         ):
             features = self.model.encode(patch[None].to(self.device, self.dtype))[0]
         for part in block.blocks((self.tile,) * 3):
-            tile = _triple(a // self.tile for a in part.start)
+            tile = as_shape(a // self.tile for a in part.start)
             # A copy: a view would keep the whole block alive after its neighbours are evicted.
             values = features[part.relative_to(grown.start).slices].clone(
                 memory_format=torch.contiguous_format
@@ -184,7 +183,7 @@ class FeatureMap:
         self._block_voxels = failed.size // 2
 
     def _needed(self, boxes: list[Box]) -> set[Tile]:
-        return {_triple(tile) for box in boxes for tile in product(*self._tile_ranges(box))}
+        return {as_shape(tile) for box in boxes for tile in product(*self._tile_ranges(box))}
 
     def _plan(self, missing: set[Tile]) -> list[Box]:
         """Blocks of tiles that cover ``missing`` at the least cost within memory."""
@@ -196,7 +195,7 @@ class FeatureMap:
         occupied[tuple((tiles - low).T)] = True
         best: tuple[int, list[Box]] | None = None
         sides = [sorted({-(-int(n) // parts) for parts in _PARTS}) for n in occupied.shape]
-        for side in map(_triple, product(*sides)):
+        for side in map(as_shape, product(*sides)):
             lengths = [self._grown_lengths(axis, low, high, side) for axis in range(3)]
             too_large = math.prod(int(n.max()) for n in lengths) > self._block_voxels
             if too_large and side != (1, 1, 1):
@@ -223,7 +222,7 @@ class FeatureMap:
 
     def _block(self, corner: npt.NDArray[np.int64], side: Tile, high: npt.NDArray[np.int64]) -> Box:
         stop = np.minimum(np.minimum(corner + side, high) * self.tile, self.shape)
-        return Box(_triple(corner * self.tile), _triple(stop))
+        return Box(as_shape(corner * self.tile), as_shape(stop))
 
     def _grown(self, block: Box) -> Box:
         return block.grown(self.model.halo, self.shape)
@@ -235,16 +234,11 @@ class FeatureMap:
         ]
 
     def _corner(self, tile: Tile) -> Tile:
-        return _triple(n * self.tile for n in tile)
+        return as_shape(n * self.tile for n in tile)
 
 
 # Into how many parts a region may be cut along an axis; the last cuts any region into tiles.
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 1 << 30)
-
-
-def _triple(numbers: Iterable[Any]) -> Tile:
-    z, y, x = numbers
-    return int(z), int(y), int(x)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,8 @@ Method = Literal["percentile", "minmax", "none"]
 
 # Percentiles, so that a few hot voxels do not squeeze all tissue into a corner of [0, 1].
 _LOW, _HIGH = 0.1, 99.9
+# So many voxels settle them to far below what a network can notice.
+_ENOUGH = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -50,29 +53,43 @@ class Normalizer:
             )
         if method == "none":
             return cls()
-        finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array.ravel()
-        if finite.size == 0:
-            raise UsageError("The volume holds no finite value: there is nothing to upsample.")
-        if method == "minmax":
+        low = high = 0.0
+        if method == "percentile":
+            some = _finite(_thinned(array)).astype(np.float64)
+            if some.size:
+                low, high = (float(v) for v in np.percentile(some, [_LOW, _HIGH]))
+        if low == high:
+            finite = _finite(array)
+            if finite.size == 0:
+                raise UsageError("The volume holds no finite value: there is nothing to upsample.")
             low, high = float(finite.min()), float(finite.max())
-        else:
-            # Every n-th voxel settles a percentile to far below what a network can notice.
-            thinned = finite[:: max(1, finite.size // 4_000_000)].astype(np.float64)
-            low, high = (float(v) for v in np.percentile(thinned, [_LOW, _HIGH]))
-            if low == high:
-                low, high = float(finite.min()), float(finite.max())
         # A constant volume maps to 0 and back to itself.
         return cls(low, high if high > low else low + max(1.0, abs(low)))
 
     def normalize(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """To network units, float32; non-finite values become 0, the darkest."""
-        if array.dtype.kind == "f":
-            array = np.where(np.isfinite(array), array, array.dtype.type(self.low))
-        # Subtract in float64: float32 has 24 bits, and offsets can be large beside the range.
-        centred = (array.astype(np.float64) - self.low) / (self.high - self.low)
-        return centred.astype(np.float32)
+        result = np.empty(array.shape, dtype=np.float32)
+        # Plane by plane, because float64 takes twice the room of the result.
+        for part in np.ndindex(array.shape[:-2]):
+            # Subtract in float64: float32 has 24 bits, and offsets can be large beside the range.
+            plane = (array[part].astype(np.float64) - self.low) / (self.high - self.low)
+            result[part] = np.where(np.isfinite(plane), plane, 0.0)
+        return result
 
     def restore(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """From network units to the input's, float32."""
         scaled = array.astype(np.float32, copy=False) * np.float32(self.high - self.low)
         return np.asarray(scaled + np.float32(self.low), dtype=np.float32)
+
+
+def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array[np.isfinite(array)] if array.dtype.kind == "f" else array.ravel()
+
+
+def _thinned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Every n-th voxel along each axis, where all would be more than a percentile needs.
+
+    Along each axis: every n-th of all in a row may be one column of the volume.
+    """
+    step = math.ceil((array.size / _ENOUGH) ** (1 / max(array.ndim, 1))) if array.size else 1
+    return array[(slice(None, None, step),) * array.ndim]

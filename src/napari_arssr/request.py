@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.interpolation import linear_support
-from napari_arssr.volume import Box, Grid, IndexMap
+from napari_arssr.volume import Box, Grid, IndexMap, Volume, in_span, nearest_voxel
 
-__all__ = ["Request"]
+__all__ = ["Request", "covered", "nearest_values"]
 
 Made = TypeVar("Made")
 Coordinates = npt.NDArray[np.float64]
@@ -47,8 +47,7 @@ class Request:
         """The request for ``grid`` from a field of ``source``."""
         index_map = grid.map_into(source)
         corners = source.index(grid.corners)
-        inside = all(_within(corners[:, axis], n).all() for axis, n in enumerate(source.shape))
-        return cls(index_map, source.shape, index_map.axes, inside)
+        return cls(index_map, source.shape, index_map.axes, bool(source.holds(corners).all()))
 
     @property
     def to_asked_order(self) -> list[int]:
@@ -90,12 +89,12 @@ class Request:
 
     def inside(self, box: Box) -> npt.NDArray[np.bool_]:
         """Which voxels of a box lie in the source's span; broadcasts over the box."""
-        z, y, x = self._per_axis("inside", box, _within)
+        z, y, x = self._per_axis("inside", box, in_span)
         return np.asarray(z & y & x)
 
     def nearest(self, box: Box) -> tuple[npt.NDArray[np.int64], ...]:
         """Index of the nearest source voxel of each voxel of a box; broadcasts over the box."""
-        return tuple(self._per_axis("nearest", box, _nearest))
+        return tuple(self._per_axis("nearest", box, nearest_voxel))
 
     def _per_axis(
         self, what: str, box: Box, make: Callable[[Coordinates, int], npt.NDArray[Any]]
@@ -108,10 +107,26 @@ class Request:
         return [row.reshape(shape) for row, shape in zip(rows, shapes, strict=True)]
 
 
-def _within(coordinates: Coordinates, size: int) -> npt.NDArray[np.bool_]:
-    return np.asarray((coordinates >= -0.5 - 1e-6) & (coordinates <= size - 0.5 + 1e-6))
+def covered(grid: Grid, source: Grid) -> npt.NDArray[np.bool_]:
+    """Which voxels of a grid have their centre in the span of another."""
+    request = Request.of(grid, source)
+    found = np.ones(grid.shape, dtype=bool)
+    if not request.all_inside:
+        for plane in _planes(grid):
+            found[plane.slices] = request.inside(plane)
+    return found
 
 
-def _nearest(coordinates: Coordinates, size: int) -> npt.NDArray[np.int64]:
-    # A centre on a face counts with the next voxel, however its index was rounded.
-    return np.clip(np.floor(coordinates + 0.5 + 1e-6), 0, size - 1).astype(np.int64)
+def nearest_values(volume: Volume, grid: Grid) -> npt.NDArray[Any]:
+    """A volume's voxels nearest to those of a grid; 0 beyond its span."""
+    request = Request.of(grid, volume.grid)
+    found = np.empty(grid.shape, dtype=volume.data.dtype)
+    for plane in _planes(grid):
+        values = volume.data[request.nearest(plane)]
+        found[plane.slices] = np.where(request.inside(plane), values, values.dtype.type(0))
+    return found
+
+
+def _planes(grid: Grid) -> Iterator[Box]:
+    """Plane by plane, because coordinates of oblique grids take 24 bytes a voxel."""
+    return grid.box.blocks((1, *grid.shape[1:]))

@@ -6,11 +6,8 @@ else fetched from their pinned address, verified, and kept with the weights.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,48 +15,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr import download
 from napari_arssr.degradation import ScannerModel
+from napari_arssr.download import NotFetched, Progress, RemoteFile, Stop, is_whole
 from napari_arssr.errors import Cancelled, FileError
 from napari_arssr.io import read
 from napari_arssr.phantom import Phantom
 from napari_arssr.volume import Grid, Volume, as_triple
-from napari_arssr.weights import (
-    CACHE_VARIABLE,
-    Progress,
-    Stop,
-    _download,
-    _NotFetched,
-    cache_folder,
-)
+from napari_arssr.weights import CACHE_VARIABLE, cache_folder
 
 __all__ = ["brain", "cells", "nuclei", "phantom", "phantom_pair", "scan"]
 
 _SLAB = 12  # planes of the phantom between two reports of progress
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A file to download."""
-
-    sample: str
-    filename: str
-    url: str
-    sha256: str
-    allow_http: bool = False  # for a server on this machine
-
-
 _SKIMAGE = "https://gitlab.com/scikit-image/data/-/raw/2cdc5ce89b334d28f06a58c9f0ca21aa6992a5ba"
-_BRAIN = _Source(
-    "brain",
-    "brain.tiff",
+_BRAIN = RemoteFile(
     f"{_SKIMAGE}/brain.tiff",
-    "bcdbaf424fbad7b1fb0f855f608c68e5a838f35affc323ff04ea17f678eef5c6",
+    "brain.tiff",
+    "sha256:bcdbaf424fbad7b1fb0f855f608c68e5a838f35affc323ff04ea17f678eef5c6",
 )
-_CELLS = _Source(
-    "cells",
-    "cells3d.tif",
+_CELLS = RemoteFile(
     f"{_SKIMAGE}/cells3d.tif",
-    "afc7c7d80d38bfde09788b4064ac1e64ec14e88454ab785ebdc8dbba5ca3b222",
+    "cells3d.tif",
+    "sha256:afc7c7d80d38bfde09788b4064ac1e64ec14e88454ab785ebdc8dbba5ca3b222",
 )
 
 
@@ -169,11 +148,11 @@ def nuclei(*, progress: Progress | None = None, stop: Stop | None = None) -> Vol
 
 
 def _array(
-    source: _Source, axes: int, progress: Progress | None, stop: Stop | None
+    sample: RemoteFile, axes: int, progress: Progress | None, stop: Stop | None
 ) -> npt.NDArray[Any]:
     import tifffile
 
-    path = _fetch(source, progress, stop)
+    path = _fetch(sample, progress, stop)
     data = np.asarray(tifffile.imread(path))
     assert data.ndim == axes, data.shape  # its digest says that it is the file we know
     return data
@@ -184,55 +163,24 @@ def _zyx(data: npt.NDArray[Any]) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _fetch(source: _Source, progress: Progress | None, stop: Stop | None) -> Path:
+def _fetch(sample: RemoteFile, progress: Progress | None, stop: Stop | None) -> Path:
     """The verified file, from scikit-image's cache, from ours, or from its address."""
     from skimage.data import data_dir
 
+    installed = Path(data_dir) / sample.filename
+    if installed.is_file() and is_whole(installed, sample):
+        return installed
     folder = cache_folder() / "samples"
-    target = folder / source.filename
-    for path in (Path(data_dir) / source.filename, target):
-        if _is_whole(path, source):
-            return path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
-    except OSError as error:
-        raise _cannot_keep(source, folder, error) from None
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _download(source.url, file, progress, stop, allow_http=source.allow_http)
-        _check_whole(partial, source)
-        partial.chmod(0o644)
-        partial.replace(target)
-    except _NotFetched as failure:
+        return download.fetch(sample, folder, progress=progress, stop=stop)
+    except NotFetched as failure:
         raise FileError(
-            f"The sample {source.sample!r} could not be downloaded: {failure}; connect to the "
-            f"network and try again, put {source.url} at {target} by other means, or use the "
-            "samples that come with the package: scan and phantom."
+            f"The sample {sample.filename} could not be downloaded: {failure}; connect to the "
+            f"network and try again, put {sample.address} at {folder / sample.filename} by other "
+            "means, or use the samples that come with the package: scan and phantom."
         ) from None
     except OSError as error:
-        raise _cannot_keep(source, folder, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
-
-
-def _is_whole(path: Path, source: _Source) -> bool:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == source.sha256
-    except OSError:
-        return False
-
-
-def _check_whole(path: Path, source: _Source) -> None:
-    if not _is_whole(path, source):
-        raise _NotFetched("what came is not the file that it should be and was thrown away")
-
-
-def _cannot_keep(source: _Source, folder: Path, error: OSError) -> FileError:
-    return FileError(
-        f"The sample {source.sample!r} cannot be kept in {folder} ({error.strerror or error}); "
-        f"make room or name another folder in the environment variable {CACHE_VARIABLE}."
-    )
+        raise FileError(
+            f"The sample {sample.filename} cannot be kept in {folder} ({error.strerror or error}); "
+            f"make room or name another folder in the environment variable {CACHE_VARIABLE}."
+        ) from None

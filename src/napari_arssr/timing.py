@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from napari_arssr.files import whole_file
 
 __all__ = ["Measured", "Speeds", "Stopwatch", "Work", "clock_words", "in_words", "key_of"]
 
@@ -152,13 +153,8 @@ class Speeds:
         folder = self._file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{self._file.name}.")
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-                    opened.write(text)
-                Path(name).replace(self._file)
-            finally:
-                Path(name).unlink(missing_ok=True)
+            with whole_file(self._file) as partial:
+                partial.write_text(text, encoding="utf-8")
         except OSError:
             pass  # then it is known until this process ends
 

@@ -11,7 +11,7 @@ voxel *n* covers the indices from *n* - ½ to *n* + ½.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from typing import Any
@@ -22,12 +22,19 @@ import numpy.typing as npt
 from napari_arssr.errors import UsageError
 
 __all__ = [
+    "MOST_VOXELS",
+    "Affine",
     "Box",
     "Grid",
     "IndexMap",
+    "Shape",
     "Triple",
     "Volume",
+    "as_shape",
     "as_triple",
+    "in_span",
+    "nearest_voxel",
+    "round_half_up",
 ]
 
 Triple = tuple[float, float, float]
@@ -39,11 +46,25 @@ Affine = npt.NDArray[np.float64]
 # volume by 1/200 voxel.
 _ALIGNED = 1e-5
 
+# In voxels: what is nearer is at the same place. Float32 headers and poses are no better.
+_SLACK = 1e-3
+
 # Where a volume's metadata keep the order that its axes have in the file.
 _STORAGE_ORDER = "storage_order"
 
 # Along an axis; beyond it, and long before floats end, a request is a slip of the keyboard.
 MOST_VOXELS = 2**40
+
+
+def in_span(coordinates: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.bool_]:
+    """Which voxel indices along an axis of ``size`` voxels lie between its outer faces."""
+    return np.asarray((coordinates > -0.5 - _SLACK) & (coordinates < size - 0.5 + _SLACK))
+
+
+def nearest_voxel(coordinates: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.int64]:
+    """The voxel, along an axis of ``size`` voxels, that is nearest to each index."""
+    # A centre on a face counts with the next voxel, however its index was rounded.
+    return np.clip(np.floor(coordinates + 0.5 + 1e-6), 0, size - 1).astype(np.int64)
 
 
 def as_triple(value: float | Sequence[float], name: str = "value") -> Triple:
@@ -79,6 +100,12 @@ class Box:
 
     start: Shape
     stop: Shape
+
+    @classmethod
+    def around(cls, mask: npt.NDArray[np.bool_]) -> Box:
+        """The smallest box that holds every voxel of a mask (z, y, x), which is not empty."""
+        seen = [np.flatnonzero(mask.any(axis=(axis - 2, axis - 1))) for axis in range(3)]
+        return cls(as_shape(one[0] for one in seen), as_shape(one[-1] + 1 for one in seen))
 
     @property
     def shape(self) -> Shape:
@@ -229,7 +256,7 @@ class Grid:
         return (
             isinstance(other, Grid)
             and self.shape == other.shape
-            and bool(np.allclose(self.affine, other.affine, rtol=1e-6, atol=1e-6))
+            and self.departure(other.affine) < _SLACK
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -338,6 +365,11 @@ class Grid:
         """Centres of the eight corner voxels, (8, 3), RAS+ millimetres."""
         return self.world(list(product(*((0, n - 1) for n in self.shape))))
 
+    @property
+    def faces(self) -> npt.NDArray[np.float64]:
+        """Corners of the span, (8, 3), RAS+ millimetres: half a voxel beyond :attr:`corners`."""
+        return self.world(list(product(*((-0.5, n - 0.5) for n in self.shape))))
+
     def map_into(self, source: Grid) -> IndexMap:
         """Where this grid's voxels lie in the voxel indices of ``source``."""
         matrix = np.linalg.solve(source.index_affine, self.index_affine)
@@ -376,7 +408,7 @@ class Grid:
         direction = lps[:3, :3] / steps
         if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-3:
             raise UsageError(
-                "its voxel axes are not at right angles, which rigid motion cannot mend"
+                "its voxel axes are not at right angles, and ITK, asked here, knows no shear"
             )
         return lps[:3, 3].tolist(), steps.tolist(), direction.ravel().tolist()
 
@@ -396,18 +428,10 @@ class Grid:
         """The same voxels after a motion: 4×4, RAS+ millimetres to RAS+ millimetres."""
         return Grid(self.shape, np.asarray(motion, dtype=np.float64) @ self.affine)
 
-    def spanning(self, others: Sequence[Grid]) -> Grid:
-        """Voxels of these sizes and axes, on from these, that hold all of other grids' spans."""
-        faces = [list(product(*((-0.5, n - 0.5) for n in other.shape))) for other in others]
-        places = [self.index(g.world(f)) for g, f in zip(others, faces, strict=True)]
-        index = np.concatenate(places)
-        start = np.floor(index.min(axis=0) + 0.5 + 1e-6)
-        stop = np.ceil(index.max(axis=0) + 0.5 - 1e-6)
-        if (stop - start > MOST_VOXELS).any():
-            raise UsageError("The grids lie too far apart for one volume to hold them.")
-        affine = self.affine.copy()
-        affine[:3, 3] = self.world(start)
-        return Grid(as_shape(stop - start), affine)
+    def holds(self, index: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+        """Which voxel indices (…, 3), (z, y, x), lie in the grid's span."""
+        z, y, x = (in_span(index[..., axis], size) for axis, size in enumerate(self.shape))
+        return z & y & x
 
     def departure(self, affine: npt.ArrayLike) -> float:
         """How far another affine of the same shape moves a corner, in voxels along an axis."""
@@ -773,7 +797,8 @@ class Volume:
         return replace(self, data=self.data[(..., *box.slices)], affine=grid.affine)
 
 
-def as_shape(numbers: Any) -> Shape:
+def as_shape(numbers: Iterable[Any]) -> Shape:
+    """Three numbers along (z, y, x) as a tuple of ints, fractions cut off."""
     z, y, x = numbers
     return int(z), int(y), int(x)
 

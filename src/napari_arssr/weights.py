@@ -4,23 +4,22 @@ The bundled set lies in the package. The published sets of ArSSR are fetched on 
 their authors' own address at a pinned commit, verified, and kept in a cache folder; their
 authors state no licence, so they are never redistributed. Any local file will do in their place.
 
-A published file is verified by its git blob id, the name git gives a file by its content.
+A published file is verified by its git blob id (:mod:`napari_arssr.download`).
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING, Any, Literal
 
-from napari_arssr.errors import Cancelled, FileError, UsageError
+from napari_arssr import download
+from napari_arssr.download import NotFetched, Progress, RemoteFile, Stop, is_whole
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.files import sha256_of
 
 if TYPE_CHECKING:
     from napari_arssr.models import ArSSR, Card
@@ -39,7 +38,6 @@ __all__ = [
     "describe",
     "fetch",
     "fetch_record",
-    "git_blob_id",
     "load",
     "resolve",
     "status",
@@ -50,8 +48,6 @@ CACHE_VARIABLE = "NAPARI_ARSSR_CACHE"
 BUNDLED = "bundled"
 
 Status = Literal["bundled", "downloaded", "not downloaded", "broken"]
-Progress = Callable[[int, int | None], None]
-Stop = Callable[[], bool]
 
 _REPOSITORY = "https://raw.githubusercontent.com/iwuqing/ArSSR"
 _COMMIT = "7e10fe0117efda7091d7ecda45c34a7202439642"
@@ -60,12 +56,6 @@ _PAPER = (
     "Neural Representation, IEEE JBHI 27(2), 2023, doi:10.1109/JBHI.2022.3223106"
 )
 _HCP_TEST = "HCP-1200, 222 test volumes, as reported in the paper"
-
-# 64 KiB, so that a cancel is felt and progress moves on a slow line too; pooch's own 1 KiB
-# would cost more than the transfer on a fast one.
-_CHUNK = 1 << 16
-# Seconds to connect, and between two packets.
-_TIMEOUT = (10, 30)
 
 
 @dataclass(frozen=True)
@@ -118,6 +108,12 @@ class Weights:
     def bundled(self) -> bool:
         """Whether the set comes with the package."""
         return self.source == BUNDLED
+
+    @property
+    def remote(self) -> RemoteFile:
+        """Where the set's file comes from, for a set that is to be downloaded."""
+        assert self.digest is not None
+        return RemoteFile(self.source, self.filename, self.digest)
 
     @property
     def approximate_size(self) -> int | None:
@@ -250,18 +246,6 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache("napari-arssr"))
 
 
-def git_blob_id(path: str | os.PathLike[str]) -> str:
-    """The id git gives a file: SHA-1 of "blob", size, a zero byte and the content, in hex."""
-    with Path(path).open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        # SHA-1 is git's choice. Replacing a given file takes a second preimage, which nobody
-        # can make; "not for security" lets machines in FIPS mode compute it.
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def fetch(name: str, *, progress: Progress | None = None, stop: Stop | None = None) -> Path:
     """The verified file of a registered set, downloaded if it is not here yet.
 
@@ -303,29 +287,12 @@ def fetch_record(
     a server on this machine; otherwise a plain-http address is refused, and so is a redirect
     to one, before anything is sent there.
     """
-    target = folder / record.filename
-    removed = False
     try:
-        if target.exists():
-            if _digest(target, record) == record.digest:
-                return target
-            target.unlink()
-            removed = True
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, partial_name = tempfile.mkstemp(
-            dir=folder, prefix=f".{record.filename}.", suffix=".part"
-        )
-    except OSError as error:
-        raise _cache_error(folder, error) from None
-    partial = Path(partial_name)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            _download(record.source, opened, progress, stop, allow_http=allow_http)
-        _compare(partial, record)
-        partial.chmod(0o644)  # mkstemp's files are for their owner only; caches are shared
-        partial.replace(target)
-    except _NotFetched as failure:
-        before = "the file in the cache was broken and was removed, and " if removed else ""
+        remote = replace(record.remote, allow_http=allow_http)
+        return download.fetch(remote, folder, progress=progress, stop=stop)
+    except NotFetched as failure:
+        target = folder / record.filename
+        before = "the file in the cache was broken and was removed, and " if failure.removed else ""
         raise FileError(
             f"{record.name}: {before}{record.source} could not be fetched: {failure}; download "
             f"{record.filename} from there by other means and put it at {target}, or name your "
@@ -333,9 +300,6 @@ def fetch_record(
         ) from None
     except OSError as error:
         raise _cache_error(folder, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
 
 
 def status(name: str) -> Status:
@@ -370,7 +334,7 @@ def verify(name: str) -> Status:
         path = cache_folder() / record.filename
         if not path.exists():
             return "not downloaded"
-        return "downloaded" if _digest(path, record) == record.digest else "broken"
+        return "downloaded" if is_whole(path, record.remote) else "broken"
     except (FileError, OSError):
         return "broken"
 
@@ -403,7 +367,7 @@ def describe(name: str) -> Weights:
         record,
         architecture=f"{card.config.encoder} encoder, {card.config.decoder} decoder",
         parameters=parameters,
-        digest=_digest(path, record),
+        digest=f"sha256:{sha256_of(path)}",
         size=path.stat().st_size,
         licence=card.licence or record.licence,
         paper=card.paper,
@@ -461,7 +425,8 @@ def load(
     if record is None:
         # A network that was trained here has a record of it, and saw what training shows.
         published = card.config.decoder == "published" and not card.training
-        normalization: Method = "minmax" if published else "percentile"
+        usual: Method = "minmax" if published else "percentile"
+        normalization = card.training.get("normalization", usual)
         return Loaded(model, card, path.name, normalization, card.bfloat16)
     if not record.bundled:
         card = replace(
@@ -473,10 +438,6 @@ def load(
             scores=record.scores,
         )
     return Loaded(model, card, record.name, record.normalization, card.bfloat16)
-
-
-class _NotFetched(Exception):
-    """Why a download failed, in a few words."""
 
 
 def _record(name: str) -> Weights:
@@ -500,34 +461,17 @@ def _verified_bundled(record: Weights) -> Path:
     path = _bundled_folder() / record.filename
     try:
         stated = path.with_name(f"{path.name}.sha256").read_text(encoding="ascii").split()[0]
-        found = _digest(path, record)
+        found = sha256_of(path)
     except (OSError, ValueError, IndexError):
         raise FileError(
             f"{path}: the bundled weights or their checksum are missing; reinstall napari-arssr."
         ) from None
-    if found != f"sha256:{stated}":
+    if found != stated:
         raise FileError(
-            f"{path}: the bundled weights are damaged ({found} instead of sha256:{stated}); "
+            f"{path}: the bundled weights are damaged (sha256:{found} instead of {stated}); "
             "reinstall napari-arssr."
         )
     return path
-
-
-def _digest(path: Path, record: Weights) -> str:
-    """Digest of a file, by the algorithm of the set it is to be."""
-    if record.bundled:
-        with path.open("rb") as opened:
-            return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
-    return f"gitblob:{git_blob_id(path)}"
-
-
-def _compare(path: Path, record: Weights) -> None:
-    found = _digest(path, record)
-    if found != record.digest:
-        raise _NotFetched(
-            f"what came is not the published file ({found} instead of {record.digest}) and was "
-            "thrown away"
-        )
 
 
 def _cache_error(folder: Path, error: OSError) -> FileError:
@@ -535,94 +479,3 @@ def _cache_error(folder: Path, error: OSError) -> FileError:
         f"{folder}: downloaded weights cannot be kept there ({error.strerror or error}); make "
         f"room or name another folder in the environment variable {CACHE_VARIABLE}."
     )
-
-
-class _Sink:
-    """What pooch writes to: passes bytes on, counts and reports them, stops when asked."""
-
-    def __init__(self, file: IO[bytes], progress: Progress | None, stop: Stop | None) -> None:
-        self._file = file
-        self._progress = progress
-        self._stop = stop
-        self._done = 0
-        self.total: int | None = None
-
-    def check(self) -> None:
-        if self._stop is not None and self._stop():
-            raise Cancelled("The download was cancelled.")
-
-    def write(self, chunk: bytes) -> None:
-        self.check()
-        self._file.write(chunk)
-        self._done += len(chunk)
-        if self._progress is not None:
-            self._progress(self._done, self.total)
-
-    def flush(self) -> None:
-        """Pooch flushes every chunk; closing the file does it once."""
-
-
-def _download(
-    url: str, file: IO[bytes], progress: Progress | None, stop: Stop | None, *, allow_http: bool
-) -> None:
-    """Stream an address into a file.
-
-    Raises
-    ------
-    _NotFetched
-        If the address is refused, cannot be reached, or the connection breaks off.
-    Cancelled
-        If ``stop()`` was True.
-    OSError
-        If the file cannot be written.
-    """
-    import pooch
-    import requests
-
-    sink = _Sink(file, progress, stop)
-    sink.check()
-    allowed = {"https", "http"} if allow_http else {"https"}
-
-    def refuse_unless_secure(address: str) -> None:
-        if urlsplit(address).scheme not in allowed:
-            raise _NotFetched(f"{address} is not an https address and was not asked")
-
-    def inspect(response: requests.Response, **_: object) -> None:
-        """Called for every answer, and before a redirect is followed."""
-        sink.check()
-        if response.is_redirect:
-            refuse_unless_secure(urljoin(response.url, response.headers["location"]))
-            return
-        length = response.headers.get("content-length", "")
-        if length.isdecimal() and "content-encoding" not in response.headers:
-            sink.total = int(length)
-
-    refuse_unless_secure(url)
-    downloader = pooch.HTTPDownloader(
-        chunk_size=_CHUNK,
-        timeout=_TIMEOUT,
-        hooks={"response": inspect},
-        headers={"Accept-Encoding": "identity"},
-    )
-    try:
-        downloader(url, sink, None)
-    except requests.RequestException as error:
-        raise _NotFetched(_reason(error, urlsplit(url).hostname or url)) from None
-
-
-def _reason(error: Exception, host: str) -> str:
-    """A network error in a few words; ``requests`` gives a paragraph."""
-    from requests import exceptions
-
-    if isinstance(error, exceptions.HTTPError) and error.response is not None:
-        return f"the server answered {error.response.status_code} {error.response.reason}"
-    if "Read timed out" in str(error):  # while the content came; not a Timeout to requests
-        return f"{host} fell silent"
-    kinds = [  # the special ones are kinds of the general ones, so the order counts
-        (exceptions.ProxyError, "the proxy did not let it through"),
-        (exceptions.SSLError, f"no secure connection to {host} could be made"),
-        (exceptions.Timeout, f"{host} did not answer in time"),
-        (exceptions.ChunkedEncodingError, "the connection broke off"),
-        (exceptions.ConnectionError, f"there is no connection to {host}"),
-    ]
-    return next((text for kind, text in kinds if isinstance(error, kind)), type(error).__name__)

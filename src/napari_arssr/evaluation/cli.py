@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_arssr import arguments
 from napari_arssr.errors import Cancelled, FileError, UsageError
+from napari_arssr.terminal import ProgressLine
 
 if TYPE_CHECKING:
     from napari_arssr.evaluation.rows import Row, Skipped
@@ -66,8 +68,9 @@ def add_evaluate(commands: Any) -> None:
     command.add_argument(
         "--scales",
         nargs="+",
+        type=arguments.scale,
         metavar="SCALE",
-        default=["2", "2.5", "3", "3.5", "4"],
+        default=[2.0, 2.5, 3.0, 3.5, 4.0],
         help="2.5, or 1,1,4: voxels of HR per voxel of LR (default: 2 2.5 3 3.5 4)",
     )
     command.add_argument(
@@ -134,7 +137,12 @@ def add_evaluate(commands: Any) -> None:
         choices=["auto", "float32", "bfloat16", "float16"],
         help="of networks; auto: bfloat16 where it is faster and as good",
     )
-    command.add_argument("--memory", metavar="SIZE", help="most memory for networks: 2GB, 800MB")
+    command.add_argument(
+        "--memory",
+        type=arguments.memory,
+        metavar="SIZE",
+        help="most memory for networks: 2GB, 800MB",
+    )
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
     command.set_defaults(run=_evaluate)
 
@@ -174,7 +182,7 @@ def _run(options: argparse.Namespace, rows: Path) -> int:
         data=parse_datasets(options.data),
         methods=[parse(text) for text in options.methods],
         rows=rows,
-        scales=[_scale(text) for text in options.scales],
+        scales=options.scales,
         scanner=parse_scanner(options.scanner),
         noise=options.noise,
         seed=options.seed,
@@ -182,7 +190,7 @@ def _run(options: argparse.Namespace, rows: Path) -> int:
         crop=options.crop,
         masks=options.masks,
         metrics=names,
-        machine=Machine(options.device, options.precision, _bytes(options.memory)),
+        machine=Machine(options.device, options.precision, options.memory),
         pictures=options.out / "pictures" if options.pictured else None,
         pictured=options.pictured,
     )
@@ -227,7 +235,8 @@ def _tools(options: argparse.Namespace, names: list[str]) -> Tools:
             lpips = load(options.lpips_weights, device)
         else:
             try:
-                lpips = load(fetch(), device)
+                with ProgressLine("LPIPS weights", quiet=options.quiet) as line:
+                    lpips = load(fetch(progress=line.bytes_came), device)
             except FileError as error:
                 print(f"napari-arssr: {error}", file=sys.stderr)
     priors = None
@@ -256,28 +265,6 @@ def _line(row: Row) -> str:
         if not math.isnan(value):
             words.append(text.format(value))
     return "  ".join(filter(None, words))
-
-
-def _scale(text: str) -> float | tuple[float, ...]:
-    """One scale or three in the file's order, at least 1; three come back as (z, y, x)."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--scales: {text!r} is not a number or i,j,k.") from None
-    if len(values) not in (1, 3) or not all(1 <= value < float("inf") for value in values):
-        raise UsageError(f"--scales: {text!r} is not one number or three, of at least 1.")
-    return values[0] if len(values) == 1 else values[::-1]
-
-
-def _bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    from napari_arssr.cli import _bytes as parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--memory: {error}.") from None
 
 
 def _make_folder(folder: Path, settings_text: str, name: str) -> None:

@@ -14,7 +14,6 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +23,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_arssr import download
+from napari_arssr.download import NotFetched, Progress, RemoteFile
 from napari_arssr.errors import FileError
 from napari_arssr.evaluation.slices import SliceScores
+from napari_arssr.weights import cache_folder
 
-__all__ = ["FILES", "LPIPS", "WeightsFile", "fetch", "load", "lpips_slices"]
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """Where a file of LPIPS comes from, and what it must be."""
-
-    name: str
-    address: str
-    sha256: str
-    size: int
+__all__ = ["FILES", "LPIPS", "fetch", "load", "lpips_slices"]
 
 
 FILES = (
-    WeightsFile(
-        "alexnet-owt-7be5be79.pth",
+    RemoteFile(
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-        244_408_911,
+        "alexnet-owt-7be5be79.pth",
+        "sha256:7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
     ),
-    WeightsFile(
-        "lpips-v0.1-alex.pth",
+    RemoteFile(
         "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/"
         "v0.1/alex.pth",
-        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-        6_009,
+        "lpips-v0.1-alex.pth",
+        "sha256:df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
     ),
 )
+"""AlexNet, 244 MB, and the heads, 6 kB."""
 
 # Channels, kernel, stride, padding, and whether pooling comes before; indices as in torchvision.
 _LAYERS = {
@@ -208,53 +199,37 @@ def load(paths: Iterable[str | os.PathLike[str]], device: torch.device | str = "
     return model.to(device)
 
 
-def fetch(folder: Path | None = None, files: Sequence[WeightsFile] = FILES) -> list[Path]:
+def fetch(
+    folder: Path | None = None,
+    files: Sequence[RemoteFile] = FILES,
+    progress: Progress | None = None,
+) -> list[Path]:
     """The verified weights, downloaded if they are not here yet.
 
     Parameters
     ----------
     folder : path, optional
         Where they are kept; by default with all other weights.
-    files : sequence of WeightsFile
+    files : sequence of RemoteFile
+    progress : callable, optional
+        Told the bytes of a file that have come, and of all of it.
 
     Raises
     ------
     FileError
         If a file cannot be had, or is not the one it should be.
     """
-    import pooch
-
-    from napari_arssr.weights import cache_folder
-
     folder = folder or cache_folder()
-    pooch.get_logger().setLevel("WARNING")
     found = []
     for file in files:
         try:
-            path = pooch.retrieve(
-                file.address,
-                known_hash=f"sha256:{file.sha256}",
-                fname=file.name,
-                path=folder,
-                downloader=pooch.HTTPDownloader(timeout=(10, 30)),
-            )
-        except Exception as error:  # requests and pooch raise many kinds
+            found.append(download.fetch(file, folder, progress=progress))
+        except (NotFetched, OSError) as error:
             raise FileError(
-                f"LPIPS is not available: {file.address} ({file.size / 1e6:.0f} MB) could not be "
-                f"fetched and verified ({_first_line(error)}); fetch it by other means and name "
-                "it with --lpips-weights."
+                f"LPIPS is not available: {file.address} could not be fetched and kept in "
+                f"{folder} ({error}); fetch it by other means and name it with --lpips-weights."
             ) from None
-        found.append(Path(path))
     return found
-
-
-def _first_line(error: Exception) -> str:
-    import requests
-
-    if isinstance(error, requests.ConnectionError):  # its own text is a paragraph
-        return "there is no connection"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{type(error).__name__}: {text}"[:160]
 
 
 def _expanded(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -293,7 +268,8 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
             "in it was run."
         ) from None
     except Exception as error:  # torch raises many kinds for a broken archive
-        raise FileError(f"{path}: its tensors cannot be read ({_first_line(error)}).") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise FileError(f"{path}: its tensors cannot be read ({reason}).") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise FileError(f"{path}: this is not a state dict of tensors.")
     return state

@@ -13,7 +13,6 @@ A method is named on the command line as ``[NAME=]SOURCE[+consistency]``, with S
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ import numpy.typing as npt
 from napari_arssr import io
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.files import sha256_of
 from napari_arssr.volume import Box, Grid, Triple, Volume
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def scale_text(factors: Sequence[float]) -> str:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     try:
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise FileError(f"{path} cannot be read ({error.strerror}).") from None
 
@@ -275,16 +274,10 @@ class _Network:
             device=machine.device,
             precision=machine.precision,
             memory=machine.memory,
-            normalize=self._normalization,
             stop=stop,
         )
         record = result.metadata.get("upsampling", {})
         return result, str(record.get("device", "cpu")), str(record.get("precision", "float32"))
-
-    @property
-    def _normalization(self) -> Any:
-        """As its training was; the registry knows that of the published sets."""
-        return self.loaded.card.training.get("normalization")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ on the left of a sagittal plane.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +22,8 @@ from napari_arssr import io
 from napari_arssr.errors import FileError
 from napari_arssr.evaluation.methods import Case
 from napari_arssr.evaluation.protocol import Prepared
-from napari_arssr.volume import Volume
+from napari_arssr.evaluation.rows import write_whole
+from napari_arssr.volume import Box, Volume
 
 __all__ = [
     "INPUT",
@@ -80,8 +79,8 @@ def save_reference(folder: Path, prepared: Prepared) -> None:
     """Keep the reference's slices and say what is shown."""
     laid = _laid_out(prepared.volume)
     mask = _laid_out(replace(prepared.volume, data=prepared.mask.astype(np.uint8))).data > 0
-    found = np.argwhere(mask)
-    z, y, x = ((found.min(axis=0) + found.max(axis=0)) // 2).tolist()
+    seen = Box.around(mask)
+    z, y, x = ((a + b - 1) // 2 for a, b in zip(seen.start, seen.stop, strict=True))
     data = prepared.volume.data
     view = View(
         prepared.dataset,
@@ -91,7 +90,7 @@ def save_reference(folder: Path, prepared: Prepared) -> None:
         float(data.min()),
         float(data.max()),
     )
-    _write(folder / _VIEW, json.dumps(asdict(view), indent=2).encode())
+    write_whole(folder / _VIEW, json.dumps(asdict(view), indent=2).encode())
     _save(folder / f"{_REFERENCE}.npz", laid, view)
 
 
@@ -164,7 +163,7 @@ def _save(path: Path, laid: Volume, view: View) -> None:
     planes = {"axial": laid.data[z], "coronal": laid.data[:, y], "sagittal": laid.data[:, :, x]}
     buffer = bytes_io.BytesIO()
     np.savez_compressed(buffer, **{k: v.astype(np.float32) for k, v in planes.items()})
-    _write(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def _path(folder: Path, scale: str, noise: float, method: str) -> Path:
@@ -174,15 +173,3 @@ def _path(folder: Path, scale: str, noise: float, method: str) -> Path:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip(".") or "_"
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror}); try elsewhere.") from None

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -79,20 +78,12 @@ def parse_scanner(text: str) -> ScannerModel:
     """
     if text == CORNER:
         return CornerAligned()
-    kind, _, width = text.partition(":")
-    try:
-        return ScannerModel(cast("Kind", kind), float(width) if width else 1.0)
-    except ValueError as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{width!r} is not the width of a scanner model.") from None
+    return ScannerModel.parse(text)
 
 
 def scanner_text(scanner: ScannerModel) -> str:
     """The same as text, for rows."""
-    if isinstance(scanner, CornerAligned):
-        return CORNER
-    return scanner.kind if scanner.kind == "cubic" else f"{scanner.kind}:{scanner.width:g}"
+    return CORNER if isinstance(scanner, CornerAligned) else scanner.text
 
 
 @dataclass(frozen=True)
@@ -238,10 +229,7 @@ def prepare(
         raise UsageError(f"{path}: its mask is empty.")
     box = volume.grid.box
     if crop is not None:
-        found = np.argwhere(mask)
-        low, high = found.min(axis=0).tolist(), (found.max(axis=0) + 1).tolist()
-        around = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
-        box = around.grown(crop, volume.grid.shape)
+        box = Box.around(mask).grown(crop, volume.grid.shape)
     cut = replace(volume, data=data).crop(box)
     cut = replace(cut, data=np.ascontiguousarray(cut.data))
     if cut.data.min() == cut.data.max():

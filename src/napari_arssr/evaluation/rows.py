@@ -10,7 +10,6 @@ import csv
 import io as text_io
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.files import whole_file
 
 __all__ = [
     "KEY",
@@ -174,7 +174,7 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([item.name for item in fields(Skipped)])
     writer.writerows(astuple(one) for one in skipped)
-    _write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode())
 
 
 def merged(row: Row, values: dict[str, Any]) -> Row:
@@ -188,14 +188,14 @@ def merged(row: Row, values: dict[str, Any]) -> Row:
 def _write(path: Path, rows: Sequence[Row]) -> None:
     names = [item.name for item in fields(Row)]
     if _is_parquet(path):
-        _write_whole(path, _parquet_bytes(names, rows))
+        write_whole(path, _parquet_bytes(names, rows))
         return
     text = text_io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
         writer.writerow([_to_text(value) for value in astuple(row)])
-    _write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode())
 
 
 def _is_nan(value: Any) -> bool:
@@ -259,18 +259,17 @@ def _pyarrow(path: Path) -> Any:
     return arrow
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole, with the folders above it.
+
+    Raises
+    ------
+    FileError
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        partial = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as opened:
-                opened.write(content)
-            partial.chmod(0o644)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise FileError(f"{path} cannot be written ({error.strerror}); try elsewhere.") from None
 

@@ -152,15 +152,12 @@ def _ants() -> Any:
 
 def _to_ants(volume: Volume, data: npt.NDArray[Any]) -> Any:
     """An ANTs image: axes i, j, k, and LPS millimetres."""
-    ants = _ants()
-
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.grid.affine
-    spacing = volume.spacing[::-1]
-    return ants.from_numpy(
+    origin, spacing, direction = volume.grid.itk_geometry
+    return _ants().from_numpy(
         np.ascontiguousarray(data.astype(np.float32).T),
-        origin=affine[:3, 3].tolist(),
-        spacing=list(spacing),
-        direction=affine[:3, :3] / spacing,
+        origin=origin,
+        spacing=spacing,
+        direction=np.reshape(direction, (3, 3)),
     )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import Stack
+from napari_arssr.request import covered
 from napari_arssr.volume import Grid
 
 __all__ = ["mean_of_stacks"]
@@ -66,10 +67,7 @@ def mean_of_stacks(
             order=_ORDER[kind],
             mode="mirror" if kind == "bspline" else "nearest",
         )
-        points = index_map.points(grid.box)
-        sizes = np.array(source.shape)
-        # To the outer faces: half a voxel beyond the outer centres.
-        inside = ((points > -0.501) & (points < sizes - 0.499)).all(axis=-1)
+        inside = covered(grid, source)
         total[inside] += seen[inside]
         count += inside
         advance((number + 1) / len(stacks))

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_arssr import arguments
 from napari_arssr.errors import Cancelled, UsageError
+from napari_arssr.terminal import INTERRUPTED, ProgressLine
 
 if TYPE_CHECKING:
     from napari_arssr.fitting.settings import Method, Settings
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from napari_arssr.volume import Grid, Volume
 
 __all__ = ["add_fit", "as_options", "record_of"]
-
-_INTERRUPTED = 130
 
 _EPILOG = """\
 examples:
@@ -55,6 +55,7 @@ def add_fit(commands: Any) -> None:
     )
     command.add_argument(
         "--spacing",
+        type=arguments.spacing,
         metavar="MM",
         help="0.8, or 0.8,0.8,1: voxel size (default: cubes of the stacks' smallest side)",
     )
@@ -109,6 +110,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("model")
     model.add_argument(
         "--slice-profile",
+        type=arguments.scanner,
         default="slice-profile",
         metavar="KIND[:WIDTH]",
         help="slice-profile (a box), gaussian, kspace or cubic, and its width in slice distances "
@@ -145,7 +147,6 @@ def _add_kept(command: argparse.ArgumentParser) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     from napari_arssr import fitting, io
-    from napari_arssr.cli import _ProgressLine
     from napari_arssr.fitting.alignment import read_motions, write_motions
     from napari_arssr.fitting.files import check_target
     from napari_arssr.training.signals import StopRequest
@@ -171,7 +172,7 @@ def _fit(options: argparse.Namespace) -> int:
             fitting.save(options.field, state)
 
     quiet = options.quiet or options.json
-    with StopRequest(options.ended) as request, _ProgressLine("fit", quiet=quiet) as line:
+    with StopRequest(options.ended) as request, ProgressLine("fit", quiet=quiet) as line:
         request.listen()
         watch = fitting.Watch(line, lambda: request.asked, keep)
         try:
@@ -192,7 +193,7 @@ def _fit(options: argparse.Namespace) -> int:
             kept = options.field is not None and options.field.exists()
             more = f"; go on with --field {options.field} --resume" if kept else ""
             print(f"\nnapari-arssr: Stopped{more}.", file=sys.stderr)
-            return _INTERRUPTED
+            return INTERRUPTED
         seconds = line.seconds
     record = {"output": options.output.name, **record_of(state, grid, seconds)}
     _write(options.output, volume, record)
@@ -212,22 +213,22 @@ def _settings(options: argparse.Namespace) -> Settings:
 
     method: Method = options.method or ("irem" if options.preset == "paper" else "default")
     return Settings(
-        method,
-        options.preset,
-        _spacing(options.spacing),
-        options.reference - 1,
-        not options.no_register,
-        options.metric,
-        options.motion,
-        _profile(options.slice_profile),
-        options.prior,
-        options.weight,
-        not options.no_network,
-        options.weights,
-        options.epochs,
-        options.minutes,
-        options.device,
-        options.seed,
+        method=method,
+        preset=options.preset,
+        spacing=options.spacing,
+        reference=options.reference - 1,
+        register=not options.no_register,
+        metric=options.metric,
+        motion=options.motion,
+        scanner=options.slice_profile,
+        penalty=options.prior,
+        weight=options.weight,
+        network_prior=not options.no_network,
+        weights=options.weights,
+        epochs=options.epochs,
+        minutes=options.minutes,
+        device=options.device,
+        seed=options.seed,
     )
 
 
@@ -248,7 +249,7 @@ def as_options(settings: Settings) -> list[str]:
     if settings.reference != usual.reference:
         words += ["--reference", str(settings.reference + 1)]
     if settings.scanner != usual.scanner:
-        words += ["--slice-profile", f"{settings.scanner.kind}:{settings.scanner.width!r}"]
+        words += ["--slice-profile", settings.scanner.text]
     if settings.network_prior != usual.network_prior:
         words.append("--no-network")
     for option, name in (
@@ -266,27 +267,6 @@ def as_options(settings: Settings) -> list[str]:
         if value != getattr(usual, name):
             words += [option, str(value)]
     return words
-
-
-def _spacing(text: str | None) -> float | tuple[float, ...] | None:
-    """One number, or three in the file's order, which come back as (z, y, x)."""
-    if text is None:
-        return None
-    from napari_arssr.cli import _numbers, _reversed
-
-    try:
-        return _reversed(_numbers(text))
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--spacing: {error}.") from None
-
-
-def _profile(text: str) -> Any:
-    from napari_arssr.cli import _scanner
-
-    try:
-        return _scanner(text)
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--slice-profile: {str(error).rstrip('.')}.") from None
 
 
 def record_of(state: State, grid: Grid, seconds: float) -> dict[str, Any]:

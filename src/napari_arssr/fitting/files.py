@@ -1,9 +1,9 @@
 """A fit in one safetensors file: volume, network, poses and affines; written whole or not at all.
 
 Tensors: ``base``, ``uncertainty``, ``mask`` on the grid of ``affine`` (NIfTI's, float64);
-``stack.N.motion`` (slices, 4, 4), ``stack.N.weight`` (slices,) and ``stack.N.affine`` of the N-th
-stack, slices along the first array axis; ``network.…``, and ``memory.…`` of its optimiser. The
-header's entry ``napari-arssr fit`` is JSON with all else.
+``stack.N.registered`` (4, 4), ``stack.N.motion`` (slices, 4, 4), ``stack.N.weight`` (slices,) and
+``stack.N.affine`` of the N-th stack, slices along the first array axis; ``network.…``, and
+``memory.…`` of its optimiser. The header's entry ``napari-arssr fit`` is JSON with all else.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def save(path: str | os.PathLike[str], state: State) -> Path:
         if plane is not None:
             tensors[name] = torch.from_numpy(plane.astype(np.uint8 if name == "mask" else "f4"))
     for number, stack in enumerate(state.stacks):
+        tensors[f"stack.{number}.registered"] = torch.from_numpy(np.array(stack.registered))
         tensors[f"stack.{number}.motion"] = torch.from_numpy(np.array(stack.motion))
         tensors[f"stack.{number}.weight"] = torch.from_numpy(np.array(stack.weight))
         tensors[f"stack.{number}.affine"] = torch.from_numpy(np.array(stack.grid.affine))
@@ -143,6 +144,7 @@ def _state_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> State:
             Grid(tuple(facts["shape"]), tensors[f"stack.{number}.affine"].numpy()),
             float(facts["gain"]),
             Agreement(**facts["agreement"]),
+            _shaped(tensors[f"stack.{number}.registered"], (4, 4)).numpy(),
             _shaped(tensors[f"stack.{number}.motion"], (facts["shape"][0], 4, 4)).numpy(),
             _shaped(tensors[f"stack.{number}.weight"], (facts["shape"][0],)).numpy(),
         )

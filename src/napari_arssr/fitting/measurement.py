@@ -23,7 +23,7 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import OutOfMemory, UsageError
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import Stack
-from napari_arssr.volume import Grid
+from napari_arssr.volume import Grid, in_span
 
 __all__ = [
     "Measurement",
@@ -313,7 +313,7 @@ def _separable(grid: Grid, stack: Stack, motion: FloatArray, scanner: ScannerMod
         identity = matrix.shape[0] == size and np.allclose(matrix, np.eye(size), atol=1e-6)
         matrices.append(None if identity else matrix)
         reach = np.abs(offsets * step).max()
-        fits = _within(centres - reach, size) & _within(centres + reach, size)
+        fits = in_span(centres - reach, size) & in_span(centres + reach, size)
         shape = [1, 1, 1]
         shape[along] = -1
         within &= fits.reshape(shape)
@@ -322,11 +322,6 @@ def _separable(grid: Grid, stack: Stack, motion: FloatArray, scanner: ScannerMod
     z, y, x = matrices
     inside = within.ravel()[rows].astype(np.float32)
     return _Separable((z, y, x), order, source.shape, rows, inside)
-
-
-def _within(coordinates: FloatArray, size: int) -> npt.NDArray[np.bool_]:
-    # To the outer faces: what lies beyond them is not in the volume.
-    return np.asarray((coordinates > -0.501) & (coordinates < size - 0.499))
 
 
 def _sparse(grid: Grid, stack: Stack, motions: FloatArray, scanner: ScannerModel) -> _Sparse:
@@ -349,8 +344,7 @@ def _sparse(grid: Grid, stack: Stack, motions: FloatArray, scanner: ScannerModel
         matrix = stack.volume.grid.moved(motions[number]).map_into(grid).matrix
         index = np.stack(np.unravel_index(stack.rows[part], stack.volume.grid.shape), axis=-1)
         points = (index @ matrix[:3, :3].T + matrix[:3, 3])[:, None] + offsets @ matrix[:3, :3].T
-        within = (points > -0.501) & (points < sizes - 0.499)
-        inside[part] = within.all(axis=(1, 2))
+        inside[part] = grid.holds(points).all(axis=1)
         place = 2 * np.clip(points, 0, sizes - 1)
         low = np.minimum(np.floor(place).astype(np.int64), fine - 2)
         share = (place - low).astype(np.float32)

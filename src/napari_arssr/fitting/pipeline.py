@@ -25,7 +25,8 @@ from napari_arssr.fitting.stacks import Stack, check, prepare, within
 from napari_arssr.fitting.state import StackRecord, State, hash_of, names_of
 from napari_arssr.fitting.uncertainty import uncertainty_of
 from napari_arssr.normalization import Normalizer
-from napari_arssr.volume import Grid, Volume
+from napari_arssr.request import nearest_values
+from napari_arssr.volume import Box, Grid, Volume
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +178,7 @@ def _begun(
     _check_memory(grid)
     stacks, warnings = prepare(volumes, normalizer)
     if resume is not None:
-        _check_same(resume, settings, digests)
+        _check_same(resume, settings, digests, mask)
         stacks = [s.scaled(r.gain) for s, r in zip(stacks, resume.stacks, strict=True)]
         state = resume
         if not state.behind("done"):
@@ -203,6 +204,7 @@ def _begun(
                 stack.volume.grid,
                 stack.gain,
                 agreement,
+                motion,
                 motion @ stack.still,
                 np.ones(stack.slices),
             )
@@ -213,7 +215,7 @@ def _begun(
             state.mask = _mask_on(grid, mask)
     if mask is not None:
         stacks = [
-            within(stack, mask, record.whole_motion)
+            within(stack, mask, record.registered)
             for stack, record in zip(stacks, state.stacks, strict=True)
         ]
     watch.keep(state)
@@ -245,11 +247,7 @@ def output_grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | No
         return grid
     if mask.data.ndim != 3 or not (mask.data != 0).any():
         raise UsageError(f"{mask.name}: this mask is empty, or not one 3D volume.")
-    inside = mask.data != 0
-    full = [np.flatnonzero(inside.any(axis=(a - 2, a - 1))) for a in (0, 1, 2)]
-    ends = [(places[0] - 0.5, places[-1] + 0.5) for places in full]
-    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
-    box = grid.box_touched(grid.index(mask.grid.world(corners)))
+    box = grid.box_touched(grid.index(mask.grid.crop(Box.around(mask.data != 0)).faces))
     if box is None:
         raise UsageError(
             f"{mask.name}: this mask lies beside {volumes[settings.reference].name}, which is the "
@@ -260,14 +258,12 @@ def output_grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | No
 
 def _mask_on(grid: Grid, mask: Volume) -> npt.NDArray[np.bool_]:
     """Voxels of a grid whose centre lies in a mask."""
-    index = np.rint(grid.map_into(mask.grid).points(grid.box)).astype(np.int64)
-    sizes = np.array(mask.data.shape)
-    known = ((index >= 0) & (index < sizes)).all(axis=-1)
-    z, y, x = np.moveaxis(np.clip(index, 0, sizes - 1), -1, 0)
-    return np.asarray(known & (mask.data[z, y, x] != 0))
+    return np.asarray(nearest_values(mask, grid) != 0)
 
 
-def _check_same(state: State, settings: Settings, digests: Sequence[str]) -> None:
+def _check_same(
+    state: State, settings: Settings, digests: Sequence[str], mask: Volume | None
+) -> None:
     if [record.digest for record in state.stacks] != list(digests):
         raise UsageError(
             f"The fit to go on with is one of other stacks ({', '.join(names_of(state.stacks))}); "
@@ -279,6 +275,15 @@ def _check_same(state: State, settings: Settings, digests: Sequence[str]) -> Non
         raise UsageError(
             "The fit to go on with was begun with other settings; give the same options, or begin "
             "a new one."
+        )
+    if mask is None or state.mask is None:
+        same_mask = mask is None and state.mask is None
+    else:
+        same_mask = np.array_equal(_mask_on(state.grid, mask), state.mask)
+    if not same_mask:
+        begun = "without a mask" if state.mask is None else "with a mask, and this is not the same"
+        raise UsageError(
+            f"The fit to go on with was begun {begun}; give the same options, or begin a new one."
         )
 
 

@@ -9,12 +9,12 @@ residuals. A slice that fits much worse than the others of its stack counts less
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.errors import Cancelled, UsageError
+from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.fitting.poses import FloatArray, parameters_of, rigid, typical_motion
 from napari_arssr.fitting.stacks import Stack
@@ -36,12 +36,6 @@ Array = npt.NDArray[np.float32]
 _TURN, _SHIFT = np.radians(4.0), 4.0
 # A slice whose error is so many times its stack's median counts half.
 _HALF = 2.5
-
-
-def check_motion(name: str) -> None:
-    """Refuse an unknown kind of motion."""
-    if name not in get_args(Motion):
-        raise UsageError(f"There is no motion {name!r}: choose {', '.join(get_args(Motion))}.")
 
 
 def slice_errors(stacks: list[Stack], residuals: Values, weights: Values) -> list[FloatArray]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.interpolation import apply_separable
+from napari_arssr.request import covered
 from napari_arssr.volume import Grid, Volume
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def register(
     else:
         method.SetMetricAsMattesMutualInformation(48)
     # Every voxel the moved stack does not cover was filled with nothing, and is not looked at.
-    covered = _covered(moving.grid.moved(start), grid)
-    method.SetMetricMovingMask(_image(covered.astype(np.uint8), grid))
-    seen = _covered(reference.grid, grid)
+    known = covered(grid, moving.grid.moved(start))
+    method.SetMetricMovingMask(_image(known.astype(np.uint8), grid))
+    seen = covered(grid, reference.grid)
     if mask is not None:
         seen &= _inside(mask, grid)
     method.SetMetricFixedMask(_image(seen.astype(np.uint8), grid))
@@ -151,8 +152,7 @@ def overlap(reference: Grid, other: Grid) -> float:
     steps = tuple(max(1, n // 24) for n in other.shape)
     thin = other.thinned((steps[0], steps[1], steps[2]))
     points = reference.index(thin.world(np.moveaxis(np.indices(thin.shape), 0, -1)))
-    sizes = np.array(reference.shape)
-    return float(((points > -0.5) & (points < sizes - 0.5)).all(axis=-1).mean())
+    return float(reference.holds(points).mean())
 
 
 def compare(reference: Volume, moving: Volume, motion: FloatArray) -> Agreement:
@@ -174,7 +174,7 @@ def compare(reference: Volume, moving: Volume, motion: FloatArray) -> Agreement:
         data = _resampled(volume, fine, place)
         means = [_block_mean(n, m) for n, m in zip(grid.shape, fine.shape, strict=True)]
         values.append(apply_separable(means, data))
-    seen = _covered(moving.grid.moved(motion), grid)
+    seen = covered(grid, moving.grid.moved(motion))
     one, other = values[0][seen], values[1][seen]
     # Background is alike in all scans: only what both show says something.
     shown = (one > 0.2 * _typical(one)) & (other > 0.2 * _typical(other))
@@ -269,9 +269,8 @@ def _centre(data: npt.NDArray[np.float32], grid: Grid) -> list[float]:
 
 
 def _common_grid(reference: Volume, moving: Volume) -> Grid:
-    """Cubes over the reference's span, as fine as the finer stack or as memory is worth."""
-    step = min(*reference.spacing, *moving.spacing)
-    grid = reference.grid.with_spacing(max(step, min(reference.spacing)))
+    """Cubes over the reference's span, as fine as its finest side or as memory is worth."""
+    grid = reference.grid.isotropic()
     if grid.size > _VOXELS:
         grid = grid.with_spacing(min(grid.spacing) * (grid.size / _VOXELS) ** (1 / 3))
     return grid
@@ -307,16 +306,9 @@ def _blurred(data: npt.NDArray[np.float32], grid: Grid, other: Grid) -> npt.NDAr
     return np.asarray(convolve1d(data, share / share.sum(), axis=axis, mode="nearest"))
 
 
-def _covered(source: Grid, grid: Grid) -> npt.NDArray[np.bool_]:
-    """Voxels of a grid that lie in another's span."""
-    points = grid.map_into(source).points(grid.box)
-    sizes = np.array(source.shape)
-    return np.asarray(((points > -0.5) & (points < sizes - 0.5)).all(axis=-1))
-
-
 def _inside(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
     filled = Volume((mask.data != 0).astype(np.float32), mask.affine)
-    return np.asarray((_resampled(filled, grid, np.eye(4)) > 0) & _covered(mask.grid, grid))
+    return np.asarray((_resampled(filled, grid, np.eye(4)) > 0) & covered(grid, mask.grid))
 
 
 def _block_mean(low: int, high: int) -> npt.NDArray[np.float32]:

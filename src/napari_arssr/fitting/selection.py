@@ -81,12 +81,10 @@ class Trial:
 def _reached(grid: Grid, stack: Stack, motions: FloatArray) -> npt.NDArray[np.bool_]:
     """Voxels of a stack whose centre lies in a grid."""
     result = np.zeros(len(stack.rows), dtype=bool)
-    sizes = np.array(grid.shape)
     for number, part in stack.slice_rows:
         matrix = stack.volume.grid.moved(motions[number]).map_into(grid).matrix
         index = np.stack(np.unravel_index(stack.rows[part], stack.volume.grid.shape), axis=-1)
-        points = index @ matrix[:3, :3].T + matrix[:3, 3]
-        result[part] = ((points > -0.5) & (points < sizes - 0.5)).all(axis=1)
+        result[part] = grid.holds(index @ matrix[:3, :3].T + matrix[:3, 3])
     return result
 
 

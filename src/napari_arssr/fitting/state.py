@@ -44,6 +44,8 @@ class StackRecord:
         What its intensities were multiplied by.
     agreement : Agreement
         With the reference after registration.
+    registered : (4, 4) array
+        Where registration put it as a whole, before slices moved: as ``motion``.
     motion : (slices, 4, 4) array
         Where its file says a point is → where it is in the reference's world.
     weight : (slices,) array
@@ -55,6 +57,7 @@ class StackRecord:
     grid: Grid
     gain: float
     agreement: Agreement
+    registered: FloatArray
     motion: FloatArray
     weight: FloatArray
 

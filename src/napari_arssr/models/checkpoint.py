@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_arssr.errors import FileError
+from napari_arssr.files import whole_file
 from napari_arssr.models.arssr import ArSSR, ModelConfig
 from napari_arssr.models.baselines import BaselineConfig, Regressor
 
@@ -132,15 +132,8 @@ def write_tensors(
     from safetensors.torch import save_file
 
     try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=_SAFETENSORS)
-        os.close(descriptor)
-        partial = Path(name)
-        try:
+        with whole_file(target) as partial:
             save_file(tensors, partial, metadata=header)
-            partial.chmod(0o644)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FileError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_arssr.devices import onednn_takes
 from napari_arssr.interpolation import Outside
 from napari_arssr.models.lattice import Matrices
 
@@ -192,12 +193,4 @@ def _linear_relu(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 def _is_onednns(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies these: some processors have none, and autocast mixes types."""
-    if (
-        x.device.type != "cpu"
-        or x.dtype != weight.dtype
-        or not torch.backends.mkldnn.is_available()
-    ):
-        return False
-    if x.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return x.dtype == torch.float32
+    return x.device.type == "cpu" and x.dtype == weight.dtype and onednn_takes(x.dtype)

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_arssr import arguments
 from napari_arssr.errors import Cancelled, UsageError
+from napari_arssr.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
     from napari_arssr.training.config import RunConfig
     from napari_arssr.training.progress import Progress
 
 __all__ = ["add_commands"]
-
-_INTERRUPTED = 130
 
 
 def add_commands(commands: Any) -> None:
@@ -116,7 +116,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     _add(
         data,
         "--sharp-axes",
-        type=_axes,
+        type=arguments.axes,
         metavar="i,j",
         help="axes along which the files are sharp",
     )
@@ -140,7 +140,7 @@ def _add_network(command: argparse.ArgumentParser) -> None:
         help="train this rival of the paper instead, for one --scale",
     )
     network.add_argument(
-        "--scale", type=_scale, metavar="K", help="of the baseline: 2, or 1,1,4 (i, j, k)"
+        "--scale", type=arguments.scale, metavar="K", help="of the baseline: 2, or 1,1,4 (i, j, k)"
     )
 
 
@@ -258,7 +258,7 @@ def _train(options: argparse.Namespace) -> int:
         if not is_first_process():
             return 0  # another status would make the first process end before it has saved
         print(f"napari-arssr: {stopped}", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     if not options.quiet and is_first_process():
         print(path)
     return 0
@@ -345,25 +345,6 @@ def _self_training(
         raise UsageError("--self has a protocol of its own; leave --preset out.")
     base: RunConfig = from_plain(config, {"training": {"steps": 0, "minutes": MINUTES}})
     return from_plain(self_training(base, data[0], start=options.start or "default"), given)
-
-
-def _axes(text: str) -> tuple[int, ...]:
-    """The file's i, j, k as the array's axes 2, 1, 0."""
-    axes = text.replace(",", "")
-    if not axes or set(axes) - set("ijk"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of the axes i, j, k")
-    return tuple(sorted({2 - "ijk".index(axis) for axis in axes}))
-
-
-def _scale(text: str) -> tuple[float, ...]:
-    """One scale or three; three in the file's i, j, k become (z, y, x)."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or i,j,k") from None
-    if len(values) not in (1, 3) or not all(1 <= value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one number or three, of at least 1")
-    return values[::-1]
 
 
 def _gpu(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,6 +13,7 @@ from napari_arssr.models import BaselineConfig, ModelConfig
 from napari_arssr.normalization import Method
 from napari_arssr.training.files import write_whole
 from napari_arssr.training.plain import from_plain, require_finite, to_plain
+from napari_arssr.volume import as_triple
 
 __all__ = [
     "Augmentation",
@@ -551,7 +553,7 @@ _PAPER = TrainingConfig(
 _BASELINE_SIDE = 32
 
 
-def of_baseline(config: RunConfig, baseline: str, scale: tuple[float, ...]) -> RunConfig:
+def of_baseline(config: RunConfig, baseline: str, scale: float | Sequence[float]) -> RunConfig:
     """The settings for one of the paper's rivals.
 
     Parameters
@@ -560,10 +562,10 @@ def of_baseline(config: RunConfig, baseline: str, scale: tuple[float, ...]) -> R
         Of a preset. ``paper``: then batches of 10 and 2000 epochs, as Wu et al. 2023 trained
         them; else patches of about 32 HR voxels along the axis of the largest scale.
     baseline : {"SRCNN3D", "DCSRN", "ResCNN"}
-    scale : one or three floats
-        (z, y, x).
+    scale : float or three floats
+        (z, y, x). Empty where none was said, which is an error to come.
     """
-    scale = tuple(scale) * 3 if len(scale) == 1 else tuple(scale)
+    scale = as_triple(scale, "scale") if scale else ()
     training = config.training
     changes: dict[str, Any] = {"baseline": baseline, "scale": scale}
     if training.protocol == "paper":

@@ -1,20 +1,16 @@
-"""Files that are whole under their names, or not there."""
+"""Files of a run, and what is said when one cannot be written."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from napari_arssr.errors import FileError
+from napari_arssr.files import PARTIAL, whole_file
 
-__all__ = ["file_hash", "make_folder", "remove_partial", "write_whole", "writing"]
-
-_PARTIAL = ".partial-"
+__all__ = ["make_folder", "remove_partial", "write_whole", "writing"]
 
 
 @contextmanager
@@ -48,38 +44,16 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], None]) -> Non
     FileError
         If it cannot be written; what was there stays.
     """
-    with writing(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL, suffix=path.suffix)
-        partial = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as opened:
-                if callable(content):
-                    content(opened)
-                else:
-                    opened.write(content)
-                opened.flush()
-                os.fsync(opened.fileno())
-            partial.chmod(0o644)  # mkstemp's files are for their owner only
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """See that a new name survives a crash of the machine, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with writing(path), whole_file(path) as partial, partial.open("wb") as opened:
+        if callable(content):
+            content(opened)
+        else:
+            opened.write(content)
 
 
 def remove_partial(folder: Path) -> None:
     """Remove what a killed run left half written."""
-    for path in folder.glob(f"{_PARTIAL}*"):
+    for path in folder.glob(f"{PARTIAL}*"):
         path.unlink(missing_ok=True)
 
 
@@ -94,9 +68,3 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder}: the folder cannot be made ({error.strerror}).") from None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, for the record of what a network was trained on."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

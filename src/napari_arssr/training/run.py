@@ -21,13 +21,14 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from napari_arssr import io, weights
 from napari_arssr.devices import bfloat16_is_faster, choose_device, float32_means_float32
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
+from napari_arssr.files import sha256_of
 from napari_arssr.models import load_baseline, save
 from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, read_checkpoint
 from napari_arssr.training.config import Precision, RunConfig, TrainingConfig, write_config
 from napari_arssr.training.data import PairData, steps_an_epoch, worker_count
 from napari_arssr.training.export import BEST, card_of, export_run, run_record
-from napari_arssr.training.files import file_hash, make_folder, remove_partial
+from napari_arssr.training.files import make_folder, remove_partial
 from napari_arssr.training.keeper import Keeper
 from napari_arssr.training.logs import Curves, Example, ProgressLine, TableLog, tensorboard
 from napari_arssr.training.module import TrainingModule
@@ -221,7 +222,7 @@ def _volumes(config: RunConfig, folder: Path, warn: Callable[[str], None]) -> Sp
     )
     # Records name what the user gave.
     train = [
-        replace(volume, name=cubes[volume.path].name, sha256=file_hash(cubes[volume.path]))
+        replace(volume, name=cubes[volume.path].name, sha256=sha256_of(cubes[volume.path]))
         if volume.path in cubes
         else volume
         for volume in split.train
@@ -262,7 +263,7 @@ def _network(config: RunConfig, *, resuming: bool) -> tuple[Network, dict[str, s
             f"{config.start} holds another network than the settings ask for "
             f"({_differences(to_plain(ours), to_plain(theirs))}); set them as they are there."
         )
-    return model, {"name": name, "sha256": file_hash(path)}
+    return model, {"name": name, "sha256": sha256_of(path)}
 
 
 def is_first_process() -> bool:

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from napari_arssr import io
 from napari_arssr.errors import ArssrError, FileError, UsageError
+from napari_arssr.files import sha256_of
 from napari_arssr.normalization import Method, Normalizer
-from napari_arssr.training.files import file_hash, make_folder, write_whole
+from napari_arssr.training.files import make_folder, write_whole
 
 __all__ = [
     "MANIFEST",
@@ -398,7 +399,7 @@ def _read(
             data = _unpacked(normal, content, unpack_to)
     elif share:
         data = SharedVoxels(normal)
-    return TrainingVolume(data, file.name, "", file_hash(file), content, str(file))
+    return TrainingVolume(data, file.name, "", sha256_of(file), content, str(file))
 
 
 def _unpacked(normal: npt.NDArray[np.float16], content: str, folder: Path) -> MappedVoxels:
