@@ -16,10 +16,11 @@ from scipy import ndimage
 from napari_arssr import io
 from napari_arssr.cli import _parser, main
 from napari_arssr.degradation import ScannerModel
-from napari_arssr.errors import Cancelled, FileError, UsageError
-from napari_arssr.evaluation import psnr, ssim
+from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.evaluation import pictures, psnr, scoring, ssim
 from napari_arssr.evaluation.methods import Machine, file_sha256, parse
 from napari_arssr.evaluation.protocol import (
+    factors_of,
     make_case,
     parse_dataset,
     parse_datasets,
@@ -30,6 +31,7 @@ from napari_arssr.evaluation.protocol import (
 from napari_arssr.evaluation.rows import REFERENCE, Row, add_row, read_rows
 from napari_arssr.evaluation.running import Settings, evaluate
 from napari_arssr.evaluation.scoring import Tools
+from napari_arssr.evaluation.tables import compare, groups, tables
 from napari_arssr.field import CubicField
 from napari_arssr.models import (
     ArSSR,
@@ -512,6 +514,185 @@ def test_results_made_elsewhere_are_scored_where_they_lie(folder, tmp_path):
 # ------------------------------------------------------------------------------- resuming
 
 
+def shown(settings):
+    """Mean PSNR of each method in the tables."""
+    (group,) = groups(read_rows(settings.rows))
+    block = compare(group, "psnr", group.methods)
+    return {method: cell.mean for (method, _), cell in block.cells.items()}
+
+
+def test_another_method_under_one_name_has_rows_of_its_own(folder, tmp_path):
+    settings = settings_for(folder, tmp_path, scales=[2.0], metrics=("psnr",))
+    one = replace(settings, methods=[parse("mine=cubic")])
+    other = replace(settings, methods=[parse("mine=back-projection:3")])
+    assert run(one).made == 2
+    cubic = shown(one)["mine"]
+    assert run(other).made == 2
+    assert shown(other)["mine"] > cubic + 0.5
+    assert run(one).made == 0
+    assert shown(one)["mine"] == cubic
+
+
+def test_consistency_and_steps_are_part_of_what_a_row_is_of(tmp_path):
+    save(tmp_path / "x.safetensors", ArSSR(TINY), Card(TINY), torch.float32)
+    write_baseline(tmp_path / "b.safetensors", "DCSRN", (2, 2, 2))
+    (tmp_path / "results").mkdir()
+    words = ["cubic", "back-projection", "back-projection:3", f"{tmp_path}/x.safetensors"]
+    words += [f"{tmp_path}/x.safetensors+consistency", f"{tmp_path}/b.safetensors"]
+    words += [f"{tmp_path}/b.safetensors+consistency", f"{tmp_path}/results"]
+    recipes = [parse(f"mine={word}").recipe for word in words]
+    assert len(set(recipes)) == len(words)
+    assert recipes[1] == parse("back-projection:10").recipe
+
+
+def test_tables_and_pictures_are_by_the_weights_of_the_last_run(folder, tmp_path):
+    for number, name in enumerate("ab"):
+        write_baseline(tmp_path / f"{name}.safetensors", "DCSRN", (2, 2, 2), seed=number)
+    settings = settings_for(
+        folder, tmp_path, scales=[2.0], metrics=("psnr",), pictures=tmp_path / "pictures"
+    )
+    means, made, pixels = [], [], []
+    for name in "aba":
+        method = parse(f"net={tmp_path / name}.safetensors")
+        made.append(run(replace(settings, methods=[parse("cubic"), method])).made)
+        means.append(shown(settings)["net"])
+        (group,) = groups(read_rows(settings.rows))
+        (row,) = (r for r in group.rows if r.method == "net" and r.volume == "sub-1.nii.gz")
+        pixels.append(pictures.load_result(settings.pictures, row)["axial"])
+    assert made == [4, 2, 0]
+    assert means[0] == means[2] != means[1]
+    assert (pixels[0] == pixels[2]).all()
+    assert (pixels[0] != pixels[1]).any()
+
+
+def test_an_earlier_mask_is_shown_again_when_it_is_given_again(folder, tmp_path):
+    for name, margin in (("wide", 4), ("narrow", 9)):
+        inside = np.zeros((24, 26, 28), dtype=np.uint8)
+        inside[margin:-margin, margin:-margin, margin:-margin] = 1
+        (tmp_path / name).mkdir()
+        for number in (1, 2):
+            io.write(tmp_path / name / f"sub-{number}.nii.gz", Volume(inside, AFFINE))
+    found = []
+    for name in ("wide", "narrow", "wide"):
+        settings = settings_for(
+            folder,
+            tmp_path,
+            masks=tmp_path / name,
+            scales=[2.0],
+            metrics=("psnr",),
+            methods=[parse("cubic")],
+        )
+        run(settings)
+        (group,) = groups(read_rows(settings.rows))
+        found.append({(row.volume, row.mask, row.psnr_mask) for row in group.rows})
+    assert found[0] == found[2] != found[1]
+
+
+def test_files_of_rows_from_before_recipes_are_read_and_measured_again(folder, tmp_path):
+    settings = settings_for(folder, tmp_path, scales=[2.0], metrics=("psnr",))
+    run(settings)
+    with settings.rows.open(newline="") as opened:
+        lines = list(csv.DictReader(opened))
+    later = {"recipe", "lpips_sha256", "priors_sha256", "impossible"}
+    with settings.rows.open("w", newline="") as opened:
+        names = [name for name in lines[0] if name not in later]
+        writer = csv.DictWriter(opened, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+    before = read_rows(settings.rows)
+    assert [row.recipe for row in before] == [""] * 4
+    assert all(row.psnr > 0 for row in before)
+    assert run(settings).made == 4
+    (group,) = groups(read_rows(settings.rows))
+    assert group.superseded == 4
+
+
+def test_the_committed_rows_of_the_comparison_can_be_read():
+    (brains, lesion) = groups(read_rows(Path(__file__).parents[1] / "docs" / "comparison.csv"))
+    assert len(tables(brains)) == len(tables(lesion)) == 5
+
+
+def test_a_metric_that_does_not_exist_is_said_again_by_every_run(tmp_path, capsys):
+    data = tmp_path / "set"
+    data.mkdir()
+    io.write(data / "a.nii.gz", brain(0, (10, 26, 28)))  # too thin for SSIM and PSI
+    said = []
+    for _ in range(2):
+        words = ("--methods", "cubic", "--pictured", "0")
+        assert command(data, tmp_path / "out", *words, metrics="psnr,ssim,psi") == 1
+        with (tmp_path / "out" / "skipped.csv").open(newline="") as opened:
+            said.append({(line["method"], line["reason"]) for line in csv.DictReader(opened)})
+    assert "0 rows made, 1 there before, 3 cases skipped" in capsys.readouterr().out
+    assert said[0] == said[1]
+    names = [(method, reason.split(":")[0]) for method, reason in said[0]]
+    assert sorted(names) == [("cubic", "psi"), ("cubic", "ssim"), (REFERENCE, "psi")]
+
+
+def test_a_metric_that_failed_for_another_reason_is_tried_again(folder, tmp_path, monkeypatch):
+    settings = settings_for(folder, tmp_path, scales=[2.0], metrics=("psnr", "ssim"))
+
+    def fail(*_):
+        raise OutOfMemory("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(scoring._SCORES, "ssim", fail)
+        assert len(run(settings).skipped) == 4
+    assert all(row.attempted == {"psnr"} for row in read_rows(settings.rows))
+    outcome = run(settings)
+    assert (outcome.made, outcome.skipped) == (4, [])
+    assert all(row.ssim > 0 for row in read_rows(settings.rows))
+
+
+def test_other_priors_measure_dice_again(folder, tmp_path, monkeypatch):
+    from napari_arssr.evaluation import segmentation
+
+    def segment(volume, mask, priors):
+        levels = np.linspace(300, 700, 2 if priors is None else 5)
+        return np.where(mask, 1 + np.digitize(volume.data, levels), 0).astype(np.uint8)
+
+    monkeypatch.setattr(segmentation, "why_not", lambda: "")
+    monkeypatch.setattr(segmentation, "segment", segment)
+    maps = [Volume(np.full((2, 2, 2), n, dtype=np.float32), np.eye(4)) for n in range(7)]
+    sets = [None, segmentation.Priors(tuple(maps[:6])), segmentation.Priors(tuple(maps[1:])), None]
+    settings = settings_for(
+        folder, tmp_path, scales=[2.0], methods=[parse("cubic")], metrics=("psnr", "dice")
+    )
+    found = []
+    for priors in sets:
+        assert evaluate(settings, Tools(priors=priors)).made == 2
+        assert evaluate(settings, Tools(priors=priors)).made == 0
+        found.append(read_rows(settings.rows)[0])
+    assert [math.isnan(row.dice_cerebellum) for row in found] == [True, False, False, True]
+    assert len({row.priors_sha256 for row in found}) == 3
+    assert found[0] == found[3]
+    # What is measured without them is not told that they are others.
+    evaluate(replace(settings, metrics=("psnr", "ssim")), Tools(priors=sets[1]))
+    assert read_rows(settings.rows)[0].priors_sha256 == ""
+
+
+def test_other_weights_measure_lpips_again(tmp_path):
+    from test_metrics_slices import random_state
+
+    from napari_arssr.evaluation import lpips
+
+    big = tmp_path / "big"
+    big.mkdir()
+    io.write(big / "a.nii.gz", brain(0, (34, 36, 38)))
+    settings = settings_for(
+        big, tmp_path, methods=[parse("cubic")], scales=[2.0], metrics=("lpips",)
+    )
+    values = []
+    for factor in (1, 3, 1):
+        features, heads = random_state()
+        heads = {name: factor * head for name, head in heads.items()}
+        torch.save(features | heads, tmp_path / "lpips.pth")
+        tools = Tools(lpips.load([tmp_path / "lpips.pth"]))
+        assert [evaluate(settings, tools).made for _ in range(2)] == [1, 0]
+        values.append(read_rows(settings.rows)[0].lpips)
+    assert values[1] == pytest.approx(3 * values[0], rel=1e-3)
+    assert values[2] == pytest.approx(values[0])
+
+
 def test_a_second_run_makes_nothing_and_changes_nothing(folder, tmp_path):
     settings = settings_for(folder, tmp_path)
     run(settings)
@@ -673,12 +854,17 @@ def test_missing_and_misplaced_masks_are_named(folder, tmp_path):
     io.write(masks / "sub-3.nii.gz", Volume(np.ones((3, 3, 3), dtype=np.uint8), AFFINE))
     io.write(folder / "sub-4.nii.gz", brain(4))
     io.write(masks / "sub-4.nii.gz", Volume(np.zeros((24, 26, 28), dtype=np.uint8), AFFINE))
+    io.write(folder / "sub-5.nii.gz", brain(5))
+    hollow = np.where(brain(5).data > 0, 1, np.nan).astype(np.float32)
+    io.write(masks / "sub-5.nii.gz", Volume(hollow, AFFINE))
     outcome = run(settings_for(folder, tmp_path, masks=masks))
     reasons = [skipped.reason for skipped in outcome.skipped]
     assert outcome.made == 0
-    assert len(reasons) == 4
+    assert len(reasons) == 5
+    wrong = np.count_nonzero(np.isnan(hollow))
+    not_finite = f"{masks / 'sub-5.nii.gz'}: not finite in {wrong} voxels"
     for text, reason in zip(
-        ("mask is missing", "does not lie on", "3 × 3 × 3 voxels", "mask is empty"),
+        ("mask is missing", "does not lie on", "3 × 3 × 3 voxels", "mask is empty", not_finite),
         reasons,
         strict=True,
     ):
@@ -723,6 +909,10 @@ def test_a_metric_that_does_not_exist_for_a_volume_is_named_and_the_others_are_t
         (["set", "--metrics", "psnr,vmaf"], "no metric 'vmaf'"),
         (["set", "--noise", "-1"], "between 0 and 100"),
         (["set", "--crop", "-1"], "not -1"),
+        (["set", "--noise", "1", "--seed", "-1"], "at least 0, not -1"),
+        (["set", "--metrics", ""], "No metric is named"),
+        (["set", "--device", "cuda:7", "--methods", "cubic"], "no device"),
+        (["set", "--methods", "cubic", "cubic"], "Two methods are called cubic"),
         (["set", "--masks", "nowhere"], "no such folder of masks"),
         (["set", "--memory", "lots"], "not an amount of memory"),
         (["set", "--rows", "rows.xls"], r"ends in .csv or .parquet"),
@@ -743,6 +933,56 @@ def test_wrong_use_is_one_sentence(tmp_path, monkeypatch, capsys, words, message
     assert status in (1, 2)
     assert message in said
     assert "Traceback" not in said
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--metrics", "lpips,vmaf"], ["--methods", "nothing"], ["--device", "cuda:7"]]
+)
+def test_what_is_wrong_is_refused_before_anything_is_fetched(folder, tmp_path, monkeypatch, words):
+    from napari_arssr.evaluation import lpips
+
+    fetched = []
+    monkeypatch.setattr(lpips, "fetch", lambda **_: fetched.append("lpips"))
+    out = str(tmp_path / "out")
+    assert main(["evaluate", str(folder), "--out", out, "--metrics", "lpips", *words]) == 2
+    assert not fetched
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_series_of_which_nothing_can_be_scored_is_named_and_counted(tmp_path, capsys):
+    data = tmp_path / "set"
+    data.mkdir()
+    io.write(data / "a.nii.gz", Volume(np.full((9, 9, 9), 7, dtype=np.float32), AFFINE))
+    assert command(data, tmp_path / "out", "--methods", "cubic") == 1
+    said = capsys.readouterr()
+    assert "skipped a.nii.gz" in said.err
+    assert f"nothing could be scored, so that there are no tables; {tmp_path}" in said.err
+    assert "1 case skipped" in said.out
+    assert "every voxel is 7" in (tmp_path / "out" / "skipped.csv").read_text()
+
+
+def test_scales_are_said_in_the_order_of_the_file(folder):
+    prepared = prepare("set", folder / "sub-1.nii.gz")
+    with pytest.raises(UsageError, match=r"not 0\.5x1x2 \(i x j x k\)"):
+        factors_of(prepared, (2, 1, 0.5))
+    with pytest.raises(UsageError, match=r"scale 1\.01x1x1 \(i x j x k\) leaves"):
+        factors_of(prepared, (1, 1, 1.01))
+
+
+def test_pages_are_replaced_and_never_written_over(folder, tmp_path):
+    out = tmp_path / "out"
+    words = ("--methods", "cubic")
+    names = ("report.html", "tables.md", "tables.tex", "settings.json")
+    assert command(folder, out, *words, metrics="psnr") == 0
+    before = {}
+    for name in names:  # a reader that has the old page open
+        (tmp_path / name).hardlink_to(out / name)
+        before[name] = (out / name).read_bytes()
+    assert command(folder, out, *words, metrics="psnr,ssim") == 0
+    for name in names:
+        assert (tmp_path / name).read_bytes() == before[name]
+        assert (out / name).read_bytes() != before[name]
 
 
 # --------------------------------------------------------------------------------- output
@@ -781,9 +1021,37 @@ def test_slices_are_kept_for_methods_that_come_later(folder, tmp_path):
     assert command(folder, out, "--methods", "cubic", "--pictured", "0") == 0
     assert not (out / "pictures").exists()
     assert command(folder, out, "--methods", "cubic", "back-projection:3") == 0
-    kept = {path.name for path in (out / "pictures" / "set" / "sub-1" / "x2").iterdir()}
-    assert kept == {"input.npz", "cubic.npz", "back-projection-3.npz"}
-    assert len(read_rows(out / "rows.csv")) == 4
+    rows = read_rows(out / "rows.csv")
+    assert len(rows) == 4
+    for row in rows:
+        wanted = row.volume == "sub-1.nii.gz"
+        assert pictures.has_result(out / "pictures", row) == wanted
+        assert (pictures.load_input(out / "pictures", row) is not None) == wanted
+
+
+def test_volumes_of_one_stem_have_pictures_of_their_own(tmp_path):
+    data = tmp_path / "set"
+    data.mkdir()
+    io.write(data / "a.nii", brain(1))
+    io.write(data / "a.nii.gz", brain(2))
+    out = tmp_path / "out"
+    assert command(data, out, "--methods", "cubic", "--pictured", "2", metrics="psnr") == 0
+    one, other = (out / "figures" / f"set-gaussian-1-a.{s}-x2-axial.png" for s in ("nii", "nii.gz"))
+    assert one.read_bytes() != other.read_bytes()
+
+
+def test_pictures_are_under_the_title_of_their_protocol(folder, tmp_path):
+    out = tmp_path / "out"
+    words = ("--methods", "cubic")
+    figure = out / "figures" / "set-gaussian-1-sub-1-x2-axial-profile.svg"
+    assert command(folder, out, *words, metrics="psnr") == 0
+    before = figure.read_bytes()
+    assert b"scanner model gaussian:1" in before
+    assert command(folder, out, *words, "--scanner", "kspace", metrics="psnr") == 0
+    assert figure.read_bytes() == before
+    other = out / "figures" / "set-kspace-1-sub-1-x2-axial-profile.svg"
+    assert b"scanner model kspace:1" in other.read_bytes()
+    assert other.read_bytes().replace(b"kspace", b"gaussian") != before
 
 
 def test_help_names_every_metric(capsys):

@@ -2,7 +2,6 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,11 +116,57 @@ def test_results_of_weights_that_have_changed_are_never_averaged_in():
     cell = made.blocks[0].cells["net", "2"]
     assert (cell.mean, cell.count) == (pytest.approx(np.mean(GOOD[:6])), 6)
     assert made.blocks[0].left_out["2"] == ["sub-6", "sub-7"]
-    assert "8 older rows of weights or volumes that have changed since left out" in made.markdown()
+    assert "8 older rows of recipes, weights, masks or volumes that have" in made.markdown()
     changed = [row("cubic", "sub-0", 1.0, volume_sha256="new")]
     made = table(rows("cubic", FAIR) + changed)
     assert made.blocks[0].cells["cubic", "2"].mean == pytest.approx(np.mean([1.0, *FAIR[1:]]))
     assert "1 older row of" in made.markdown()
+
+
+def test_methods_are_not_compared_on_a_volume_that_changed_between_them():
+    old = rows("a", GOOD, volume_sha256="old") + rows("b", FAIR, volume_sha256="old")
+    made = table([*old, row("a", "sub-0", 1.0, volume_sha256="new")])
+    assert made.blocks[0].cells["a", "2"].mean == pytest.approx(np.mean(GOOD[1:]))
+    assert made.blocks[0].left_out["2"] == ["sub-0"]
+
+
+def test_results_measured_with_other_priors_or_lpips_are_never_averaged_in():
+    old = rows("a", GOOD, dice=0.1, dice_gm=0.1, lpips=0.9, lpips_sha256="old")
+    new = rows("a", GOOD[:6], dice=0.8, dice_gm=0.8, priors_sha256="new")
+    new = [replace(r, lpips=0.2, lpips_sha256="new") for r in new]
+    made = table([*old[6:], *new], "5")
+    means = [cell.mean for block in made.blocks for cell in block.cells.values()]
+    assert means == [pytest.approx(0.8)] * 2
+    assert made.blocks[0].left_out["2"] == ["sub-6", "sub-7"]
+    note = "2 older values left out, because measured with other weights or priors."
+    assert made.markdown().count(f"Dice, mean: {note}") == made.markdown().count(note) == 1
+    lpips = next(b for b in table([*old[6:], *new]).blocks if b.name == "lpips")
+    assert lpips.cells["a", "2"].mean == pytest.approx(0.2)
+
+
+def test_the_number_of_volumes_is_that_of_the_means_at_each_scale():
+    found = rows("good", GOOD) + rows("fair", FAIR[:4])
+    found += rows("good", GOOD, "3") + rows("fair", FAIR, "3")
+    text = table(found).markdown()
+    assert "over 4 to 8 volumes (PSNR 4 at scale 2, 8 at scale 3); the best in bold." in text
+    assert "(with 4 volumes it cannot fall below 0.12)." in text
+
+
+def test_a_volume_without_any_value_is_named():
+    made = table([*rows("a", GOOD[:7]), *rows("b", FAIR[:7]), row("a", "sub-7", math.nan)])
+    assert "PSNR at scale 2: 1 left out" in made.markdown()
+    assert "over 7 volumes" in made.markdown()
+    assert made.blocks[0].left_out["2"] == ["sub-7"]
+
+
+def test_methods_that_share_no_volume_keep_their_table_and_it_says_so():
+    made = table([*rows("a", GOOD[:2]), row("b", "sub-5", 29.0)])
+    text = made.markdown()
+    assert "There is no mean." in text
+    assert "| a | – |" in text
+    assert "no volume has a value of every method: sub-0, sub-1, sub-5." in text
+    assert r"\begin{table}" in made.latex()
+    ET.fromstring(made.html())
 
 
 def test_results_made_elsewhere_have_a_digest_each():
@@ -248,6 +293,33 @@ def test_a_chart_leaves_out_what_is_not_finite():
     assert line_chart([Series("a", (1,), (math.nan,))], "", "x", "y") == ""
 
 
+def test_a_chart_says_under_its_title_how_was_measured():
+    series = [Series("a", (1, 2), (1, 2))]
+    plain = ET.fromstring(line_chart(series, "PSNR: set", "x", "y"))
+    text = line_chart(series, "PSNR: set", "x", "y", subtitle="scanner model gaussian:1, " * 6)
+    root = ET.fromstring(text)
+    (subtitle,) = (node for node in root.iter(f"{SVG}text") if "gaussian:1" in node.text)
+    assert float(subtitle.get("x")) + 0.6 * 14 * len(subtitle.text) < float(root.get("width"))
+    assert float(root.get("height")) > float(plain.get("height"))
+    (frame,) = (node for node in root.iter(f"{SVG}rect") if node.get("fill") == "none")
+    assert float(frame.get("y")) > float(subtitle.get("y"))
+
+
+def test_curves_are_over_the_volumes_that_all_methods_have(tmp_path):
+    from napari_arssr.evaluation.report import write_report
+
+    # On the volumes that both have, both are the same; alone, a has worse ones too.
+    for scale in ("2", "3"):
+        for found in rows("a", [30, 31, 10], scale) + rows("b", [30, 31], scale):
+            add_row(tmp_path / "rows.csv", found)
+    write_report(tmp_path, tmp_path / "rows.csv")
+    root = ET.parse(tmp_path / "figures" / "set-gaussian-1-psnr.svg").getroot()
+    one, other = (node.get("points") for node in root.iter(f"{SVG}polyline"))
+    assert one == other
+    words = [node.text for node in root.iter(f"{SVG}text")]
+    assert {"PSNR: set", "scanner model gaussian:1"} <= set(words)
+
+
 # --------------------------------------------------------------------------------- montage
 
 
@@ -300,6 +372,28 @@ def test_a_montage_shows_slices_insets_and_differences():
     assert sheet.width > 3 * 260
 
 
+def test_a_montage_has_its_title_above_all():
+    truth = np.random.default_rng(0).random((30, 30)).astype(np.float32)
+    sheets = [
+        montage(
+            [Panel("a", "", truth)],
+            truth,
+            spacing=(1.0, 1.0),
+            limits=(0.0, 1.0),
+            window=Window(5, 5, 8, 8),
+            letters=("S", "I", "R", "L"),
+            title=title,
+        )
+        for title in ((), ("sub-1, scale × 2, axial", "set, scanner model gaussian:1 " * 3))
+    ]
+    plain, titled = (np.asarray(sheet) for sheet in sheets)
+    above = len(titled) - len(plain)
+    assert above >= 40
+    assert (titled[above:, : plain.shape[1]] == plain).all()
+    assert (titled[:above] == 0).any()
+    assert (titled[:above, -4:] == 255).all()  # nothing is cut off
+
+
 def test_more_methods_than_fit_go_on_below():
     truth = np.random.default_rng(0).random((30, 30)).astype(np.float32)
     sizes = []
@@ -333,14 +427,13 @@ def test_slices_lie_alike_whatever_the_order_of_a_file(tmp_path):
         path = tmp_path / f"{number}.nii"
         io.write(path, replace(volume, data=np.ascontiguousarray(volume.data), metadata={}))
         prepared = prepare("set", path)
-        place = tmp_path / str(number)
-        pictures.save_reference(place, prepared)
         case = make_case(prepared, 2.0, ScannerModel("gaussian"))
-        pictures.save_input(place, scale_text(case.factors), 0.0, case)
-        planes = pictures.load_planes(place, "", 0.0, REFERENCE)
-        shown.append(
-            (pictures.load_view(place), planes, pictures.load_planes(place, "2", 0, "input"))
-        )
+        found = row("a", path.name, 1.0, scale_text(case.factors))
+        place = pictures.folder_of(tmp_path, found)
+        pictures.save_reference(place, prepared)
+        pictures.save_input(tmp_path, found, case)
+        planes = pictures.load_reference(place)
+        shown.append((pictures.load_view(place), planes, pictures.load_input(tmp_path, found)))
     first, planes, low = shown[0]
     # Row 0 of an axial plane is the most anterior, column 0 the patient's right.
     index = first.index[0]
@@ -359,10 +452,11 @@ def test_the_input_is_drawn_as_the_voxels_that_were_measured(tmp_path):
     io.write(tmp_path / "a.nii", Volume(data, np.eye(4)))
     prepared = prepare("set", tmp_path / "a.nii")
     case = make_case(prepared, (1.0, 2.0, 3.0), ScannerModel("gaussian"))
-    place = tmp_path / "kept"
+    found = row("a", "a.nii", 1.0, "3x2x1")
+    place = pictures.folder_of(tmp_path, found)
     pictures.save_reference(place, prepared)
-    pictures.save_input(place, "3x2x1", 0.0, case)
-    axial = pictures.load_planes(place, "3x2x1", 0.0, "input")["axial"]
+    pictures.save_input(tmp_path, found, case)
+    axial = pictures.load_input(tmp_path, found)["axial"]
     blocks = axial.reshape(5, 2, 4, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()
     z = pictures.load_view(place).index[0]
@@ -371,9 +465,45 @@ def test_the_input_is_drawn_as_the_voxels_that_were_measured(tmp_path):
 
 
 def test_names_of_files_are_safe(tmp_path):
-    place = pictures.folder_of(tmp_path, "../up", Path("a b:c.nii.gz"))
+    place = pictures.folder_of(tmp_path, row("a", "a b:c.nii.gz", 1.0, dataset="../up"))
     assert place.parent.parent == tmp_path
-    assert place.name == "a-b-c"
+    assert place.name.startswith("a-b-c-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scanner": "kspace:1"},
+        {"noise_percent": 2.0},
+        {"seed": 1, "noise_percent": 1.0},
+        {"weights_sha256": "b"},
+        {"recipe": "back-projection:20"},
+        {"precision_asked": "bfloat16"},
+        {"scale": "3"},
+        {"volume": "v.nii"},
+        {"volume_sha256": "b"},
+        {"crop": "8"},
+        {"mask": "sha256:0"},
+        {"dataset": "other"},
+    ],
+)
+def test_a_picture_is_of_one_row(tmp_path, change):
+    random = np.random.default_rng(0)
+    io.write(tmp_path / "v.nii", Volume(random.random((9, 9, 9)).astype(np.float32) + 1, np.eye(4)))
+    prepared = prepare("set", tmp_path / "v.nii")
+    kept = row("a", "v.nii.gz", 1.0, noise_percent=1.0)
+    pictures.save_reference(pictures.folder_of(tmp_path, kept), prepared)
+    pictures.save_result(tmp_path, kept, prepared.volume)
+    assert pictures.has_result(tmp_path, replace(kept, ssim=0.5))
+    assert not pictures.has_result(tmp_path, replace(kept, **change))
+
+
+def test_voxels_that_are_laid_out_come_with_their_spacing_alone():
+    data = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    laid, spacing = pictures._laid_out(Volume(data, np.diag([1.0, 1.2, 1.5, 1.0])))
+    assert isinstance(laid, np.ndarray)
+    assert (laid == data[::-1, ::-1, ::-1]).all()
+    assert spacing == pytest.approx((1.5, 1.2, 1.0))
 
 
 def test_the_report_draws_what_is_kept(tmp_path):
@@ -385,13 +515,15 @@ def test_the_report_draws_what_is_kept(tmp_path):
     io.write(tmp_path / "data" / "v.nii", Volume(data, np.eye(4)))
     prepared = prepare("set", tmp_path / "data" / "v.nii")
     case = make_case(prepared, 2.0, ScannerModel("gaussian"))
-    place = pictures.folder_of(tmp_path / "pictures", "set", Path("v.nii"))
-    pictures.save_reference(place, prepared)
-    pictures.save_input(place, "2", 0.0, case)
+    album = tmp_path / "pictures"
+    pictures.save_reference(pictures.folder_of(album, row("", "v.nii", 1.0)), prepared)
     for method in ("one", "two"):
+        found = row(method, "v.nii", 20.0)
+        pictures.save_input(album, found, case)
         noisy = replace(prepared.volume, data=data + random.random(data.shape).astype(np.float32))
-        pictures.save_result(place, "2", 0.0, method, noisy)
-        add_row(tmp_path / "rows.csv", row(method, "v.nii", 20.0))
+        pictures.save_result(album, found, noisy)
+        add_row(tmp_path / "rows.csv", found)
+        add_row(tmp_path / "rows.csv", replace(found, scanner="kspace:1"))  # nothing kept
     written = write_report(tmp_path, tmp_path / "rows.csv", planes=["axial", "sagittal"])
     names = {path.name for path in written}
     assert {"set-gaussian-1-v-x2-axial.png", "set-gaussian-1-v-x2-sagittal.png"} <= names
@@ -400,6 +532,7 @@ def test_the_report_draws_what_is_kept(tmp_path):
     profile = (tmp_path / "figures" / "set-gaussian-1-v-x2-axial-profile.svg").read_text()
     words = [node.text for node in ET.fromstring(profile).iter(f"{SVG}text")]
     assert {"one", "two", "reference", "along the line, mm"} <= set(words)
+    assert "set, scanner model gaussian:1" in words
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 2
     assert "Table 2" in page

@@ -511,5 +511,5 @@ def test_what_ants_cannot_segment_is_named(ants):
 
     ants.atropos = fail
     volume = Volume(np.zeros((4, 4, 4), dtype=np.float32), np.eye(4), name="v.nii")
-    with pytest.raises(UsageError, match=r"v\.nii: ANTs could not segment it"):
+    with pytest.raises(segmentation.SegmentationFailed, match=r"v\.nii: ANTs could not segment it"):
         segmentation.segment(volume, np.ones((4, 4, 4), dtype=bool))

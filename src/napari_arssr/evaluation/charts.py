@@ -18,6 +18,7 @@ _DASHES = ("", "7 4", "2 3")
 _BLACK = "#000000"
 
 _HEIGHT, _PLOT = 430, 452  # of the picture, and the width of what is inside the axes
+_SUBTITLE = 22  # more height where there is one
 _LEFT, _TOP, _BOTTOM = 78, 44, 58
 _KEY = 52  # from the axes to a name in the legend
 _GLYPH = 0.62  # of the font's size: width of a letter of the widest of the fonts, about
@@ -54,6 +55,7 @@ def line_chart(
     x_label: str,
     y_label: str,
     *,
+    subtitle: str = "",
     x_ticks: Sequence[float] = (),
 ) -> str:
     """An SVG picture of some lines; points that are not finite are left out.
@@ -62,6 +64,8 @@ def line_chart(
     ----------
     series : sequence of Series
     title, x_label, y_label : str
+    subtitle : str, optional
+        A second, smaller line under the title.
     x_ticks : sequence of float, optional
         Where x is marked; round numbers by default.
 
@@ -82,45 +86,52 @@ def line_chart(
         for value in (y - e, y + e)
     ]
     y_low, y_high = _range(ends, margin=0.06)
-    right, bottom = _LEFT + _PLOT, _HEIGHT - _BOTTOM
+    down = _SUBTITLE if subtitle else 0
+    height, top = _HEIGHT + down, _TOP + down
+    right, bottom = _LEFT + _PLOT, height - _BOTTOM
     longest = max(len(one.name) for one in drawn)
-    whole = math.ceil(
-        max(right + _KEY + _GLYPH * 14 * longest, _LEFT + 1.1 * _GLYPH * 17 * len(title)) + 16
+    words = (
+        right + _KEY + _GLYPH * 14 * longest,
+        _LEFT + 1.1 * _GLYPH * 17 * len(title),
+        _LEFT + _GLYPH * 14 * len(subtitle),
     )
+    whole = math.ceil(max(words) + 16)
 
     def to_x(value: float) -> float:
         return _LEFT + (value - x_low) / (x_high - x_low) * (right - _LEFT)
 
     def to_y(value: float) -> float:
-        return bottom - (value - y_low) / (y_high - y_low) * (bottom - _TOP)
+        return bottom - (value - y_low) / (y_high - y_low) * (bottom - top)
 
     parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {whole} {_HEIGHT}' "
-        f"width='{whole}' height='{_HEIGHT}' role='img' {_FONT}>",
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {whole} {height}' "
+        f"width='{whole}' height='{height}' role='img' {_FONT}>",
         f"<title>{html.escape(title)}</title>",
-        f"<rect width='{whole}' height='{_HEIGHT}' fill='white'/>",
+        f"<rect width='{whole}' height='{height}' fill='white'/>",
         _label(_LEFT, 26, title, size=17, weight="bold"),
     ]
+    if subtitle:
+        parts.append(_label(_LEFT, 26 + _SUBTITLE, subtitle))
     for tick in x_ticks or _ticks(x_low, x_high):
         x = to_x(tick)
-        parts.append(_line(x, _TOP, x, bottom, "#dddddd"))
+        parts.append(_line(x, top, x, bottom, "#dddddd"))
         parts.append(_label(x, bottom + 20, f"{tick:g}", anchor="middle"))
     for tick in _ticks(y_low, y_high):
         y = to_y(tick)
         parts.append(_line(_LEFT, y, right, y, "#dddddd"))
         parts.append(_label(_LEFT - 8, y + 5, f"{tick:g}", anchor="end"))
     parts.append(
-        f"<rect x='{_LEFT}' y='{_TOP}' width='{right - _LEFT}' height='{bottom - _TOP}' "
+        f"<rect x='{_LEFT}' y='{top}' width='{right - _LEFT}' height='{bottom - top}' "
         "fill='none' stroke='#444444'/>"
     )
-    parts.append(_label((_LEFT + right) / 2, _HEIGHT - 14, x_label, anchor="middle", size=15))
-    middle = (_TOP + bottom) / 2
+    parts.append(_label((_LEFT + right) / 2, height - 14, x_label, anchor="middle", size=15))
+    middle = (top + bottom) / 2
     parts.append(
         f"<g transform='rotate(-90 20 {middle:g})'>"
         + _label(20, middle, y_label, anchor="middle", size=15)
         + "</g>"
     )
-    place, number = _TOP + 12, 0
+    place, number = top + 12, 0
     for one in drawn:
         colour, dash, width = _BLACK, "", 2.6
         if not one.strong:

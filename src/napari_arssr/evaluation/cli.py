@@ -13,7 +13,10 @@ from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.terminal import ProgressLine
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from napari_arssr.evaluation.rows import Row, Skipped
+    from napari_arssr.evaluation.running import Settings
     from napari_arssr.evaluation.scoring import Tools
 
 __all__ = ["add_evaluate"]
@@ -49,6 +52,16 @@ def add_evaluate(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_places(command)
+    _add_protocol(command)
+    _add_metrics(command)
+    _add_report(command)
+    _add_machine(command)
+    command.set_defaults(run=_evaluate)
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    """What is compared, and where rows and tables go."""
     command.add_argument(
         "data", nargs="*", metavar="[NAME=]DATA", help="folders of HR volumes, or files"
     )
@@ -65,6 +78,10 @@ def add_evaluate(commands: Any) -> None:
         default=["cubic", "back-projection", "default"],
         help="what is compared, see below (default: cubic back-projection default)",
     )
+
+
+def _add_protocol(command: argparse.ArgumentParser) -> None:
+    """How volumes are measured and cut."""
     command.add_argument(
         "--scales",
         nargs="+",
@@ -101,6 +118,10 @@ def add_evaluate(commands: Any) -> None:
         type=Path,
         help="folder with a mask for each volume, under its name (default: what is not background)",
     )
+
+
+def _add_metrics(command: argparse.ArgumentParser) -> None:
+    """What is scored, and what that needs."""
     command.add_argument(
         "--metrics",
         default=_METRICS,
@@ -120,6 +141,10 @@ def add_evaluate(commands: Any) -> None:
         metavar="FOLDER",
         help="six prior maps for Dice, and perhaps template.nii.gz to register",
     )
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    """What the report shows."""
     command.add_argument(
         "--pictured", type=int, default=1, help="volumes of each set in the report (default: 1)"
     )
@@ -130,6 +155,10 @@ def add_evaluate(commands: Any) -> None:
         default=["axial"],
         help="slices in the report (default: axial)",
     )
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    """Where networks run."""
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     command.add_argument(
         "--precision",
@@ -144,7 +173,6 @@ def add_evaluate(commands: Any) -> None:
         help="most memory for networks: 2GB, 800MB",
     )
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    command.set_defaults(run=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -153,8 +181,16 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UsageError(f"{rows}: rows are kept in a file that ends in .csv or .parquet.")
     skipped = _run(options, rows) if options.data else 0
 
-    from napari_arssr.evaluation.report import write_report
+    from napari_arssr.evaluation.report import has_results, write_report
+    from napari_arssr.evaluation.running import SKIPPED
 
+    if skipped and not has_results(rows):
+        print(
+            "napari-arssr: nothing could be scored, so that there are no tables; "
+            f"{rows.with_name(SKIPPED)} says why.",
+            file=sys.stderr,
+        )
+        return 1
     written = write_report(options.out, rows, planes=options.planes)
     if not options.quiet:
         pages = [path for path in written if path.suffix in (".html", ".md", ".tex")]
@@ -165,38 +201,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, rows: Path) -> int:
     """Score, and say how many cases were skipped."""
     from napari_arssr.evaluation import running, segmentation
-    from napari_arssr.evaluation.methods import Machine, parse
-    from napari_arssr.evaluation.protocol import parse_datasets, parse_scanner
     from napari_arssr.evaluation.report import SETTINGS
-    from napari_arssr.evaluation.rows import counted
+    from napari_arssr.evaluation.rows import counted, write_whole
 
-    if options.crop is not None and options.crop < 0:
-        raise UsageError(f"--crop takes a number of voxels, not {options.crop}.")
-    if options.masks is not None and not options.masks.is_dir():
-        raise FileError(f"{options.masks}: there is no such folder of masks.")
-    if not all(0 <= noise <= 100 for noise in options.noise):
-        raise UsageError("--noise is between 0 and 100 per cent.")
-    names = [name for name in options.metrics.split(",") if name]
-    tools = _tools(options, names)
-    settings = running.Settings(
-        data=parse_datasets(options.data),
-        methods=[parse(text) for text in options.methods],
-        rows=rows,
-        scales=options.scales,
-        scanner=parse_scanner(options.scanner),
-        noise=options.noise,
-        seed=options.seed,
-        keep_thick=options.keep_thick,
-        crop=options.crop,
-        masks=options.masks,
-        metrics=names,
-        machine=Machine(options.device, options.precision, options.memory),
-        pictures=options.out / "pictures" if options.pictured else None,
-        pictured=options.pictured,
-    )
-    _make_folder(options.out, settings_text=running.settings_text(settings), name=SETTINGS)
-    running.available_metrics(names, tools)  # an unknown one is said before anything else
-    if "dice" in names and (reason := segmentation.why_not()) and not options.quiet:
+    # What is refused is refused before anything is fetched or written.
+    settings = _settings(options, rows)
+    tools = _tools(options, settings.metrics)
+    text = running.settings_text(settings)
+    write_whole(options.out / SETTINGS, f"{text}\n".encode())
+    if "dice" in settings.metrics and (reason := segmentation.why_not()) and not options.quiet:
         print(f"napari-arssr: {reason}", file=sys.stderr)
 
     def report(row: Row) -> None:
@@ -221,10 +234,56 @@ def _run(options: argparse.Namespace, rows: Path) -> int:
     return len(outcome.skipped)
 
 
-def _tools(options: argparse.Namespace, names: list[str]) -> Tools:
+def _settings(options: argparse.Namespace, rows: Path) -> Settings:
+    """What is asked for, as far as it can be meant."""
+    from napari_arssr.devices import choose_device
+    from napari_arssr.evaluation.methods import Machine, named_apart, parse
+    from napari_arssr.evaluation.protocol import parse_datasets, parse_scanner
+    from napari_arssr.evaluation.rows import read_rows
+    from napari_arssr.evaluation.running import Settings, known_metrics
+
+    if options.crop is not None and options.crop < 0:
+        raise UsageError(f"--crop takes a number of voxels, not {options.crop}.")
+    if options.masks is not None and not options.masks.is_dir():
+        raise FileError(f"{options.masks}: there is no such folder of masks.")
+    if not all(0 <= noise <= 100 for noise in options.noise):
+        raise UsageError("--noise is between 0 and 100 per cent.")
+    if options.seed < 0:
+        raise UsageError(f"A seed is a whole number of at least 0, not {options.seed}.")
+    metrics = known_metrics([name for name in options.metrics.split(",") if name])
+    scanner = parse_scanner(options.scanner)
+    choose_device(options.device)
+    data = parse_datasets(options.data)
+    read_rows(rows)
+    methods = [parse(text) for text in options.methods]
+    named_apart(methods)
+    return Settings(
+        data=data,
+        methods=methods,
+        rows=rows,
+        scales=options.scales,
+        scanner=scanner,
+        noise=options.noise,
+        seed=options.seed,
+        keep_thick=options.keep_thick,
+        crop=options.crop,
+        masks=options.masks,
+        metrics=metrics,
+        machine=Machine(options.device, options.precision, options.memory),
+        pictures=options.out / "pictures" if options.pictured else None,
+        pictured=options.pictured,
+    )
+
+
+def _tools(options: argparse.Namespace, names: Sequence[str]) -> Tools:
     """LPIPS and priors; LPIPS that cannot be had is said once, and the rest goes on."""
     from napari_arssr.evaluation.scoring import Tools
 
+    priors = None
+    if options.priors is not None:
+        from napari_arssr.evaluation.segmentation import Priors
+
+        priors = Priors.read(options.priors)
     lpips = None
     if "lpips" in names:
         from napari_arssr.devices import choose_device
@@ -239,11 +298,6 @@ def _tools(options: argparse.Namespace, names: list[str]) -> Tools:
                     lpips = load(fetch(progress=line.bytes_came), device)
             except FileError as error:
                 print(f"napari-arssr: {error}", file=sys.stderr)
-    priors = None
-    if options.priors is not None:
-        from napari_arssr.evaluation.segmentation import Priors
-
-        priors = Priors.read(options.priors)
     return Tools(lpips, priors)
 
 
@@ -265,11 +319,3 @@ def _line(row: Row) -> str:
         if not math.isnan(value):
             words.append(text.format(value))
     return "  ".join(filter(None, words))
-
-
-def _make_folder(folder: Path, settings_text: str, name: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(settings_text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{folder} cannot be written ({error.strerror}); try elsewhere.") from None

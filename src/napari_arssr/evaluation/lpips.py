@@ -10,6 +10,7 @@ SHA-256, and opened as tensors alone.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import warnings
@@ -77,6 +78,15 @@ class LPIPS(nn.Module):
             nn.Parameter(torch.zeros(outputs)) for _, outputs, *_ in _LAYERS.values()
         )
         self.eval().requires_grad_(False)
+
+    @property
+    def sha256(self) -> str:
+        """Of all weights, in hexadecimal digits; the same from whatever files they came."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """What the five convolutions answer, each of length 1 over its channels.

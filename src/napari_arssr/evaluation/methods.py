@@ -103,6 +103,10 @@ class Method(Protocol):
         """What it is: ``interpolation``, ``ArSSR RDN``, ``baseline SRCNN3D``, ``results``."""
 
     @property
+    def recipe(self) -> str:
+        """What it does, whatever it is called: all but weights and scanner, which rows hold."""
+
+    @property
     def parameters(self) -> int:
         """Numbers in the network; 0 where there is none."""
 
@@ -193,6 +197,7 @@ def _parse_source(source: str, name: str) -> Method:
 class _Cubic:
     name: str
     network = "interpolation"
+    recipe = "cubic"
     parameters = 0
 
     def ready(self, _factors: Triple) -> None:
@@ -213,6 +218,10 @@ class _BackProjection:
     steps: int
     network = "interpolation"
     parameters = 0
+
+    @property
+    def recipe(self) -> str:
+        return f"back-projection:{self.steps}"
 
     def ready(self, _factors: Triple) -> None:
         import_module("napari_arssr.evaluation.back_projection")
@@ -237,6 +246,7 @@ class _Network:
     name: str
     source: str
     path: Path
+    recipe = "network"
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -304,6 +314,7 @@ class _Baseline:
 
     name: str
     scales: tuple[_Scale, ...]
+    recipe = "baseline"
 
     @property
     def network(self) -> str:
@@ -451,6 +462,10 @@ class _Consistent:
         return f"{self.inner.network} and consistency"
 
     @property
+    def recipe(self) -> str:
+        return f"{self.inner.recipe}+consistency"
+
+    @property
     def parameters(self) -> int:
         return self.inner.parameters
 
@@ -509,6 +524,7 @@ class _Results:
     name: str
     folder: str
     network = "results"
+    recipe = "results"
     parameters = 0
 
     def ready(self, _factors: Triple) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ _TILE = 260  # pixels: a slice's longer side, about
 _COLUMNS = 6
 _GAP = 10
 _CAPTION = 44
+_LINE = 22  # of the title
 _SIDE = 46
 _FONT = 15
 _MARK = (255, 210, 0)
@@ -100,6 +102,7 @@ def montage(
     limits: tuple[float, float],
     window: Window,
     letters: tuple[str, str, str, str],
+    title: Sequence[str] = (),
 ) -> Any:
     """A picture of all panels, six in a row.
 
@@ -116,6 +119,8 @@ def montage(
         The inset; the profile's line is drawn in it.
     letters : four str
         What lies at the top, bottom, left and right.
+    title : sequence of str, optional
+        Lines above all.
 
     Returns
     -------
@@ -130,15 +135,22 @@ def montage(
     bands = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
     columns = min(len(panels), _COLUMNS)
     band_height = _CAPTION + height + inset[1] + height + 3 * _GAP
+    above = _LINE * len(title) + (_GAP if title else 0)
+    words = [_font(bold=not number).getlength(line) for number, line in enumerate(title)]
     sheet = Image.new(
         "RGB",
-        (_SIDE + columns * (width + _GAP), len(bands) * (band_height + _GAP) + 58),
+        (
+            max([_SIDE + columns * (width + _GAP), *(math.ceil(_SIDE + w + _GAP) for w in words)]),
+            above + len(bands) * (band_height + _GAP) + 58,
+        ),
         _WHITE,
     )
     draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(title):
+        draw.text((_SIDE, 6 + _LINE * number), line, fill=_BLACK, font=_font(bold=not number))
     low, high = limits
     for number, band in enumerate(bands):
-        top = number * (band_height + _GAP)
+        top = above + number * (band_height + _GAP)
         places = {
             "slice": top + _CAPTION,
             "inset": top + _CAPTION + height + _GAP,

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from napari_arssr import io
 from napari_arssr.degradation import Kind, ScannerModel
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.evaluation.methods import Case, file_sha256
+from napari_arssr.evaluation.methods import Case, file_sha256, scale_text
 from napari_arssr.evaluation.rows import counted
 from napari_arssr.interpolation import spline_matrix
 from napari_arssr.normalization import Normalizer
@@ -275,6 +275,9 @@ def _read_mask(folder: Path, path: Path, grid: Grid) -> tuple[Mask, str]:
             f"{found} does not lie on {path.name}, its corners are up to {moved:.3g} voxels away: "
             "bring the mask to its volume's grid."
         )
+    wrong = int(np.count_nonzero(~np.isfinite(mask.data)))
+    if wrong:  # neither inside nor outside
+        raise UsageError(f"{found}: not finite in {counted(wrong, 'voxel')}; fill them first.")
     return np.asarray(mask.data != 0), f"sha256:{file_sha256(found)[:16]}"
 
 
@@ -299,14 +302,17 @@ def factors_of(
     """
     asked = as_triple(scale, "scale")
     if min(asked) < 1:
-        raise UsageError(f"A scale is at least 1, not {scale!r}.")
+        raise UsageError(f"A scale is at least 1, not {scale_text(asked)} (i x j x k).")
     z, y, x = asked
     if keep_thick:
         spacing = np.array(prepared.volume.spacing)
         z, y, x = np.where(spacing > _THICK * spacing.min(), 1.0, asked).tolist()
     grid = prepared.volume.grid
     if grid.scaled([1 / k for k in (z, y, x)]).shape == grid.shape:
-        raise UsageError(f"{prepared.path}: scale {scale!r} leaves its voxels as they are.")
+        raise UsageError(
+            f"{prepared.path}: scale {scale_text((z, y, x))} (i x j x k) leaves its voxels as they "
+            "are."
+        )
     return z, y, x
 
 

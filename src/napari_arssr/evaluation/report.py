@@ -6,20 +6,22 @@ import base64
 import html
 import io as bytes_io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from napari_arssr import io
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.evaluation import pictures
 from napari_arssr.evaluation.charts import Series, line_chart
 from napari_arssr.evaluation.montage import Panel, Window, choose_window, montage
-from napari_arssr.evaluation.rows import REFERENCE, Row, counted, read_rows
+from napari_arssr.evaluation.rows import REFERENCE, Row, counted, read_rows, write_whole
 from napari_arssr.evaluation.running import SKIPPED
-from napari_arssr.evaluation.tables import COLUMNS, Group, Table, groups, tables
+from napari_arssr.evaluation.tables import COLUMNS, Block, Group, Table, compare, groups, tables
 
-__all__ = ["FIGURES", "SETTINGS", "write_report"]
+__all__ = ["FIGURES", "SETTINGS", "has_results", "write_report"]
 
 FIGURES = "figures"
 """Folder of the report's pictures, as PNG and SVG."""
@@ -47,6 +49,15 @@ _LETTERS = {
 _AXES = {"axial": (1, 2), "coronal": (0, 2), "sagittal": (0, 1)}
 
 
+def has_results(rows: Path) -> bool:
+    """Whether a file of rows has any to make tables of."""
+    return bool(_results(read_rows(rows)))
+
+
+def _results(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.method != REFERENCE]
+
+
 def write_report(folder: Path, rows: Path, *, planes: Sequence[str] = ("axial",)) -> list[Path]:
     """Write ``tables.md``, ``tables.tex``, ``report.html`` and the figures.
 
@@ -71,7 +82,7 @@ def write_report(folder: Path, rows: Path, *, planes: Sequence[str] = ("axial",)
         If something cannot be read or written.
     """
     found = read_rows(rows)
-    if not any(row.method != REFERENCE for row in found):
+    if not _results(found):
         raise UsageError(f"{rows}: there are no rows to make tables of.")
     compared = groups(found)
     made = [table for group in compared for table in tables(group)]
@@ -109,31 +120,33 @@ def _curves(group: Group) -> Iterator[tuple[str, str]]:
     if len(scales) < 2:
         return
     for name in _CURVES:
+        block = compare(group, name, group.methods)
+        if block is None:
+            continue
         column = COLUMNS[name]
-        series = []
-        for method in group.methods:
-            values = [list(group.values(name, method, scale).values()) for scale in scales]
-            points = [
-                (float(scale), float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0)
-                for scale, v in zip(scales, values, strict=True)
-                if v
-            ]
-            if points:
-                x, y, error = zip(*points, strict=True)
-                series.append(Series(method, x, y, error, marked=True))
-        own = list(group.values(name, REFERENCE, "").values())
-        if own and series:
-            ends = (float(scales[0]), float(scales[-1]))
-            series.append(Series(REFERENCE, ends, (float(np.mean(own)),) * 2, strong=True))
         chart = line_chart(
-            series,
+            [_curve(block, method, scales) for method in block.methods],
             f"{column.title}: {group.dataset}",
             "scale",
             f"{column.heading}, mean ± sd",
+            subtitle=group.conditions,
             x_ticks=[float(scale) for scale in scales],
         )
         if chart:
             yield name, chart
+
+
+def _curve(block: Block, method: str, scales: Sequence[str]) -> Series:
+    """The means of a table's row, so over the volumes that all methods have at each scale."""
+    cells = [(float(s), block.cells[method, s]) for s in scales if (method, s) in block.cells]
+    return Series(
+        method,
+        [scale for scale, _ in cells],
+        [cell.mean for _, cell in cells],
+        [0.0 if math.isnan(cell.deviation) else cell.deviation for _, cell in cells],
+        marked=method != REFERENCE,
+        strong=method == REFERENCE,
+    )
 
 
 # --------------------------------------------------------------------------------- slices
@@ -165,35 +178,46 @@ class _Figure:
 
 
 def _slices(folder: Path, group: Group, planes: Sequence[str]) -> Iterator[_Figure]:
-    for place in pictures.views_in(folder):
-        view = pictures.load_view(place)
-        if view.dataset != group.dataset:
-            continue
+    stems = [io.stem(volume) for volume in group.volumes]
+    for volume in group.volumes:
+        stem = io.stem(volume)
+        name = stem if stems.count(stem) == 1 else volume
         for scale in group.scales:
+            found = {
+                row.method: row for row in group.rows if row.volume == volume and row.scale == scale
+            }
+            rows = [found[method] for method in group.methods if method in found]
+            if not rows or not pictures.has_view(pictures.folder_of(folder, rows[0])):
+                continue
             for plane in planes:
-                figure = _figure(place, view, group, scale, plane)
+                figure = _figure(folder, group, rows, name, plane)
                 if figure is not None:
                     yield figure
 
 
 def _figure(
-    place: Path, view: pictures.View, group: Group, scale: str, plane: str
+    folder: Path, group: Group, rows: Sequence[Row], name: str, plane: str
 ) -> _Figure | None:
-    reference = pictures.load_planes(place, "", 0.0, REFERENCE)
+    """The pictures of some rows of one volume and scale."""
+    place = pictures.folder_of(folder, rows[0])
+    view, scale = pictures.load_view(place), rows[0].scale
+    reference = pictures.load_reference(place)
     if reference is None:
         return None
     truth = reference[plane]
-    panels = []
-    for method in [pictures.INPUT, *group.methods]:
-        kept = pictures.load_planes(place, scale, group.noise_percent, method)
-        if kept is not None and kept[plane].shape == truth.shape:
-            note = _note(group, view.volume, method, scale)
-            panels.append(Panel(method, note, kept[plane], method != pictures.INPUT))
+    kept = [(row.method, _note(row), pictures.load_result(folder, row)) for row in rows]
+    kept.insert(0, (pictures.INPUT, "voxels as measured", pictures.load_input(folder, rows[0])))
+    panels = [
+        Panel(method, note, planes[plane], method != pictures.INPUT)
+        for method, note, planes in kept
+        if planes is not None and planes[plane].shape == truth.shape
+    ]
     if len(panels) < 2:
         return None
     panels.append(Panel(REFERENCE, "", truth, compared=False))
     down, right = (view.spacing[axis] for axis in _AXES[plane])
     window = choose_window(truth, (down, right))
+    title = f"{view.volume}, scale × {scale.replace('x', ' × ')}, {plane}"
     sheet = montage(
         panels,
         truth,
@@ -201,13 +225,18 @@ def _figure(
         limits=_limits(truth, view),
         window=window,
         letters=_LETTERS[plane],
+        title=(title, group.title),
     )
     buffer = bytes_io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
-    title = f"{view.volume}, scale × {scale.replace('x', ' × ')}, {plane}"
-    stem = Path(place).name
-    name = f"{group.name}-{stem}-x{scale}-{plane}"
-    return _Figure(name, title, buffer.getvalue(), _profile(panels, window, right, title))
+    profile = _profile(panels, window, right, title, group.title)
+    safe = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+    return _Figure(
+        f"{group.name}-{safe}-x{scale}-{plane}",
+        f"{title}; {group.title}",
+        buffer.getvalue(),
+        profile,
+    )
 
 
 def _limits(truth: np.ndarray, view: pictures.View) -> tuple[float, float]:
@@ -216,7 +245,9 @@ def _limits(truth: np.ndarray, view: pictures.View) -> tuple[float, float]:
     return (low, high) if high > low else (view.low, view.high)
 
 
-def _profile(panels: Sequence[Panel], window: Window, step: float, title: str) -> str:
+def _profile(
+    panels: Sequence[Panel], window: Window, step: float, title: str, conditions: str
+) -> str:
     """Intensities along the line in the inset, the input left out."""
     _, columns = window.part
     x = (np.arange(window.columns) * step).tolist()
@@ -231,23 +262,26 @@ def _profile(panels: Sequence[Panel], window: Window, step: float, title: str) -
         if panel.name != pictures.INPUT
     ]
     return line_chart(
-        series, f"Profile along the line: {title}", "along the line, mm", "intensity of the file"
+        series,
+        f"Profile along the line: {title}",
+        "along the line, mm",
+        "intensity of the file",
+        subtitle=conditions,
     )
 
 
-def _note(group: Group, volume: str, method: str, scale: str) -> str:
-    for column, text in (("psnr_mask", "{:.2f} dB in the mask"), ("psnr", "{:.2f} dB")):
-        value = group.values(column, method, scale).get(volume)
-        if value is not None:
+def _note(row: Row) -> str:
+    for value, text in ((row.psnr_mask, "{:.2f} dB in the mask"), (row.psnr, "{:.2f} dB")):
+        if not math.isnan(value):
             return text.format(value)
-    return "voxels as measured" if method == pictures.INPUT else ""
+    return ""
 
 
 # ----------------------------------------------------------------------------------- page
 
 
 def _facts(folder: Path, rows: Sequence[Row], made: Sequence[Table]) -> str:
-    scored = [row for row in rows if row.method != REFERENCE]
+    scored = _results(rows)
     lines = [
         f"{counted(len(scored), 'result')} of "
         f"{counted(len({(r.dataset, r.volume) for r in scored}), 'volume')}, "
@@ -311,12 +345,7 @@ def _page(body: Sequence[str], facts: str, skipped: str) -> str:
 
 
 def _write(path: Path, content: str | bytes) -> Path:
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror}); try elsewhere.") from None
+    write_whole(path, content.encode() if isinstance(content, str) else content)
     return path
 
 

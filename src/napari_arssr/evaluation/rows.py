@@ -27,8 +27,10 @@ __all__ = [
     "Skipped",
     "add_row",
     "counted",
+    "measured_by",
     "merged",
     "read_rows",
+    "to_the_end",
     "write_skipped",
 ]
 
@@ -44,7 +46,10 @@ class Row:
 
     What makes a row one of its kind comes first (:data:`KEY`); intensities are in the units of
     the volume, PSNR and consistency in dB, ``seconds`` those of making the result, ``memory_mb``
-    the largest resident size of the process meanwhile.
+    the largest resident size of the process meanwhile. ``recipe`` is what the method does, apart
+    from its weights and the scanner model, which have columns of their own. ``lpips_sha256`` and
+    ``priors_sha256`` are of what LPIPS and Dice were measured with, ``impossible`` has a line for
+    each metric that does not exist for this result, with the reason.
     """
 
     dataset: str = ""
@@ -57,6 +62,7 @@ class Row:
     crop: str = ""
     mask: str = ""
     method: str = ""
+    recipe: str = ""
     weights_sha256: str = ""
     precision_asked: str = ""
     true_scale: str = ""
@@ -80,7 +86,10 @@ class Row:
     lpips_left_out: int = 0
     psi_left_out: int = 0
     lpc_si_left_out: int = 0
+    lpips_sha256: str = ""
+    priors_sha256: str = ""
     metrics: str = ""
+    impossible: str = ""
     seconds: float = NAN
     memory_mb: float = NAN
     device: str = ""
@@ -95,15 +104,28 @@ class Row:
 
     @property
     def attempted(self) -> set[str]:
-        """Metrics that were worked out, or found not to exist for this volume."""
-        return set(self.metrics.split())
+        """Metrics that were worked out, or found not to exist for this result."""
+        return {
+            name
+            for name in self.metrics.split()
+            if name in self.reasons or not math.isnan(getattr(self, name.replace("-", "_")))
+        }
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Metrics that do not exist for this result, and why."""
+        return dict(line.split(": ", 1) for line in self.impossible.splitlines())
 
 
-KEY = tuple(item.name for item in fields(Row))[:12]
+KEY = tuple(item.name for item in fields(Row))[:13]
 """The columns of which no two rows have all the same."""
 
 METRICS = ("psnr", "ssim", "lpips", "psi", "lpc-si", "consistency", "dice")
 """What ``--metrics`` takes."""
+
+# Files of the first version have none of these. Such a row says nothing of them, so that it is
+# measured again where they count, and is read for what it says.
+_ADDED = ("recipe", "lpips_sha256", "priors_sha256", "impossible")
 
 
 @dataclass(frozen=True)
@@ -115,6 +137,13 @@ class Skipped:
     scale: str
     method: str
     reason: str
+
+
+def measured_by(row: Row, column: str) -> str:
+    """Digest of what a column was measured with; empty where nothing but the volumes counts."""
+    if column == "lpips":
+        return row.lpips_sha256
+    return row.priors_sha256 if column.startswith("dice") else ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -138,7 +167,13 @@ def read_rows(path: Path) -> list[Row]:
         lines = _read_parquet(path) if _is_parquet(path) else _read_csv(path)
         known = {item.name: item.type for item in fields(Row)}
         return [
-            Row(**{name: _from_text(line[name], str(kind)) for name, kind in known.items()})
+            Row(
+                **{
+                    name: _from_text(line[name], str(kind))
+                    for name, kind in known.items()
+                    if name in line or name not in _ADDED
+                }
+            )
             for line in lines
         ]
     except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
@@ -151,7 +186,22 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """Put a row in a file; one with the same key is replaced.
+    """Put a row at the end of a file; one with the same key is replaced.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be written.
+    """
+    with _locked(path):
+        _write(path, [*(other for other in read_rows(path) if other.key != row.key), row])
+
+
+def to_the_end(path: Path, keys: Sequence[tuple[str, ...]]) -> None:
+    """Let the rows of some keys stand last, in the order of the keys.
+
+    Tables take the last of rows that differ in weights or volume only, so the rows of a run
+    belong at the end even if it found them there.
 
     Raises
     ------
@@ -160,12 +210,12 @@ def add_row(path: Path, row: Row) -> None:
     """
     with _locked(path):
         rows = read_rows(path)
-        keys = [other.key for other in rows]
-        if row.key in keys:
-            rows[keys.index(row.key)] = row
-        else:
-            rows.append(row)
-        _write(path, rows)
+        known = {row.key: row for row in rows}
+        last = [known[key] for key in dict.fromkeys(keys) if key in known]
+        moved = {row.key for row in last}
+        ordered = [*(row for row in rows if row.key not in moved), *last]
+        if [row.key for row in ordered] != [row.key for row in rows]:
+            _write(path, ordered)
 
 
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
@@ -178,11 +228,21 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
 
 
 def merged(row: Row, values: dict[str, Any]) -> Row:
-    """A row with further columns; ``metrics`` are names that are added to those attempted."""
+    """A row with further columns.
+
+    ``metrics`` are names that are added to those attempted; ``impossible``, names and reasons,
+    tells of those metrics which do not exist.
+    """
     values = dict(values)
-    attempted = row.attempted | set(values.pop("metrics", ()))
-    metrics = " ".join(name for name in METRICS if name in attempted)
-    return replace(row, **values, metrics=metrics)
+    asked = set(values.pop("metrics", ()))
+    reasons = {name: why for name, why in row.reasons.items() if name not in asked}
+    reasons |= values.pop("impossible", {})
+    return replace(
+        row,
+        **values,
+        metrics=" ".join(name for name in METRICS if name in row.attempted | asked),
+        impossible="\n".join(f"{name}: {' '.join(why.split())}" for name, why in reasons.items()),
+    )
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:

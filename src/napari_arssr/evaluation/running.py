@@ -6,7 +6,7 @@ import json
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -34,13 +34,22 @@ from napari_arssr.evaluation.rows import (
     add_row,
     merged,
     read_rows,
+    to_the_end,
     write_skipped,
 )
-from napari_arssr.evaluation.scoring import SHARPNESS, Reference, Tools, score, sharpness
+from napari_arssr.evaluation.scoring import SHARPNESS, Problem, Reference, Tools, score, sharpness
 from napari_arssr.evaluation.slices import cores
 from napari_arssr.volume import Triple, as_triple
 
-__all__ = ["Outcome", "Settings", "available_metrics", "evaluate", "versions"]
+__all__ = [
+    "Outcome",
+    "Settings",
+    "available_metrics",
+    "evaluate",
+    "known_metrics",
+    "settings_text",
+    "versions",
+]
 
 SKIPPED = "skipped.csv"
 """Beside the rows: what could not be scored in the last run, and why."""
@@ -114,23 +123,37 @@ def versions() -> str:
     return " ".join(f"{name}={number}" for name, number in found.items())
 
 
+def known_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """The metrics of some names, in the order of :data:`~napari_arssr.evaluation.rows.METRICS`.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, or if there is none.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise UsageError(f"There is no metric {unknown[0]!r}: choose from {', '.join(METRICS)}.")
+    if not names:
+        raise UsageError(f"No metric is named: choose from {', '.join(METRICS)}.")
+    return tuple(name for name in METRICS if name in names)
+
+
 def available_metrics(names: Sequence[str], tools: Tools) -> tuple[str, ...]:
     """Those of the metrics that can be worked out here.
 
     Raises
     ------
     UsageError
-        For an unknown name.
+        As :func:`known_metrics`.
     """
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        raise UsageError(f"There is no metric {unknown[0]!r}: choose from {', '.join(METRICS)}.")
+    known = known_metrics(names)
     missing = set()
     if tools.lpips is None:
         missing.add("lpips")
     if "dice" in names and segmentation.why_not():
         missing.add("dice")
-    return tuple(name for name in METRICS if name in names and name not in missing)
+    return tuple(name for name in known if name not in missing)
 
 
 def evaluate(
@@ -177,6 +200,7 @@ def evaluate(
             for number, path in enumerate(dataset.files):
                 run.volume(dataset.name, path, pictured=number < settings.pictured)
     finally:
+        to_the_end(settings.rows, run.met)
         write_skipped(settings.rows.with_name(SKIPPED), run.outcome.skipped)
     return run.outcome
 
@@ -190,6 +214,8 @@ class _Run:
     warn: Callable[[Skipped], None]
     stop: Callable[[], bool]
     outcome: Outcome = field(default_factory=Outcome)
+    met: list[tuple[str, ...]] = field(default_factory=list)
+    """Keys of all rows of this run, made or found."""
 
     def volume(self, dataset: str, path: Path, *, pictured: bool) -> None:
         """All cases of one volume."""
@@ -201,30 +227,32 @@ class _Run:
             self.skip(Skipped(dataset, path.name, "", "", _reason(error)))
             return
         reference = Reference(prepared)
-        folder = None
-        if pictured and settings.pictures is not None:
-            folder = pictures.folder_of(settings.pictures, dataset, path)
+        album = settings.pictures if pictured else None
+        if album is not None:
+            folder = pictures.folder_of(album, self._blank(prepared))
             pictures.save_reference(folder, prepared)
         self._reference_row(reference)
         for scale in settings.scales:
             for noise in settings.noise:
-                self._measurement(reference, as_triple(scale, "scale"), noise, folder)
+                self._measurement(reference, as_triple(scale, "scale"), noise, album)
 
     def _reference_row(self, reference: Reference) -> None:
         """The sharpness of the reference itself."""
         names = [name for name in SHARPNESS if name in self.metrics]
+        if not names:
+            return
         row = replace(self._blank(reference.prepared), method=REFERENCE, network=REFERENCE)
         found = self._known().get(row.key, row)
-        if not names or set(names) <= found.attempted:
-            return
-        values, problems = sharpness(reference, names)
-        for problem in problems:
-            prepared = reference.prepared
-            self.skip(Skipped(prepared.dataset, prepared.path.name, "", REFERENCE, problem))
-        self._add(merged(found, values | {"metrics": names}))
+        self.met.append(row.key)
+        self._repeat_reasons(found, names)
+        missing = [name for name in names if name not in found.attempted]
+        if missing:
+            values, problems = sharpness(reference, missing)
+            self._skip_problems(found, problems)
+            self._add(merged(found, values))
 
     def _measurement(
-        self, reference: Reference, scale: Triple, noise: float, folder: Path | None
+        self, reference: Reference, scale: Triple, noise: float, album: Path | None
     ) -> None:
         """All methods on one LR volume, which is made if any of them has work to do."""
         settings, prepared = self.settings, reference.prepared
@@ -246,6 +274,7 @@ class _Run:
                 noise_percent=noise,
                 seed=settings.seed if noise else 0,
                 method=method.name,
+                recipe=method.recipe,
             )
             try:
                 row = replace(row, weights_sha256=method.digest(prepared.path.name, factors))
@@ -257,9 +286,11 @@ class _Run:
             if row.weights_sha256:
                 row = replace(row, precision_asked=settings.machine.precision)
             found = known.get(row.key)
-            shown = folder is None or pictures.has(folder, text, noise, method.name)
-            if found is not None and set(self.metrics) <= found.attempted and shown:
+            self.met.append(row.key)
+            shown = album is None or pictures.has_result(album, row)
+            if found is not None and set(self.metrics) <= self.tools.measured(found) and shown:
                 self.outcome.kept += 1
+                self._repeat_reasons(found, self.metrics)
                 continue
             jobs.append((method, found or row))
         if not jobs:
@@ -273,13 +304,13 @@ class _Run:
                     Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
                 )
             return
-        if folder is not None:
-            pictures.save_input(folder, text, noise, case)
+        if album is not None:
+            pictures.save_input(album, jobs[0][1], case)
         for method, row in jobs:
-            self._one(reference, case, method, row, folder)
+            self._one(reference, case, method, row, album)
 
     def _one(
-        self, reference: Reference, case: Case, method: Method, row: Row, folder: Path | None
+        self, reference: Reference, case: Case, method: Method, row: Row, album: Path | None
     ) -> None:
         self._check()
         prepared = reference.prepared
@@ -290,7 +321,8 @@ class _Run:
                 result, device, precision = method.run(case, self.settings.machine, self.stop)
                 seconds = time.perf_counter() - started
                 used = memory(device)
-            names = [name for name in self.metrics if name not in row.attempted]
+            had = self.tools.measured(row)
+            names = [name for name in self.metrics if name not in had]
             values, problems = score(names, reference, result, case, self.tools)
         except Cancelled:
             raise
@@ -298,12 +330,10 @@ class _Run:
             reason = _reason(error)
             self.skip(Skipped(prepared.dataset, prepared.path.name, row.scale, method.name, reason))
             return
-        for problem in problems:
-            self.skip(
-                Skipped(prepared.dataset, prepared.path.name, row.scale, method.name, problem)
-            )
-        if folder is not None:
-            pictures.save_result(folder, row.scale, row.noise_percent, method.name, result)
+        self._repeat_reasons(row, had.intersection(self.metrics))
+        self._skip_problems(row, problems)
+        if album is not None:
+            pictures.save_result(album, row, result)
         if not np.isfinite(row.seconds):  # further metrics of an old row leave its time alone
             true = [
                 high / low for high, low in zip(case.grid.shape, case.low.grid.shape, strict=True)
@@ -339,6 +369,17 @@ class _Run:
         add_row(self.settings.rows, row)
         self.outcome.made += 1
         self.report(row)
+
+    def _skip_problems(self, row: Row, problems: Sequence[Problem]) -> None:
+        for problem in problems:
+            reason = f"{problem.metric}: {problem.reason}"
+            self.skip(Skipped(row.dataset, row.volume, row.scale, row.method, reason))
+
+    def _repeat_reasons(self, row: Row, metrics: Collection[str]) -> None:
+        """Name again what an earlier run found not to exist: it is missing in this one too."""
+        for name, reason in row.reasons.items():
+            if name in metrics:
+                self._skip_problems(row, [Problem(name, reason, final=True)])
 
     def skip(self, skipped: Skipped) -> None:
         """Name and count a case that cannot be scored."""
@@ -397,7 +438,7 @@ def settings_text(settings: Settings) -> str:
         {
             "data": {dataset.name: [f.name for f in dataset.files] for dataset in settings.data},
             "methods": [method.name for method in settings.methods],
-            "scales (z, y, x)": [list(as_triple(scale)) for scale in settings.scales],
+            "scales (i x j x k)": [scale_text(as_triple(scale)) for scale in settings.scales],
             "scanner": scanner_text(settings.scanner),
             "noise, per cent": list(settings.noise),
             "seed": settings.seed,

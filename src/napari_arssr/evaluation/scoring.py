@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from napari_arssr.evaluation.methods import Case
 from napari_arssr.evaluation.metrics import data_consistency, psnr, ssim_in
 from napari_arssr.evaluation.protocol import Prepared
 from napari_arssr.evaluation.psi import psi
-from napari_arssr.evaluation.rows import METRICS, counted
+from napari_arssr.evaluation.rows import METRICS, Row, counted
 from napari_arssr.evaluation.slices import Intensities, SliceScores, slicewise
 from napari_arssr.volume import Volume
 
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from napari_arssr.evaluation.lpips import LPIPS
     from napari_arssr.evaluation.segmentation import Priors
 
-__all__ = ["Reference", "Tools", "score", "sharpness"]
+__all__ = ["Problem", "Reference", "Tools", "score", "sharpness"]
 
 FloatArray = npt.NDArray[np.float32]
 
 SHARPNESS = ("psi", "lpc-si")
 """Metrics that know no reference."""
+
+_MEASURED_WITH = (("lpips", "lpips_sha256"), ("dice", "priors_sha256"))
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,39 @@ class Tools:
 
     lpips: LPIPS | None = None
     priors: Priors | None = None
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Columns of a row that say what LPIPS and Dice are measured with."""
+        return {
+            "lpips_sha256": self.lpips.sha256 if self.lpips is not None else "",
+            "priors_sha256": self.priors.sha256 if self.priors is not None else "",
+        }
+
+    def measured(self, row: Row) -> set[str]:
+        """Metrics that a row has, those apart that were measured with something else."""
+        stale = {
+            metric
+            for metric, column in _MEASURED_WITH
+            if getattr(row, column) != self.digests[column]
+        }
+        return row.attempted - stale
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A metric that could not be had.
+
+    Parameters
+    ----------
+    metric, reason : str
+    final : bool
+        Whether it does not exist for this result; else it may be had another time.
+    """
+
+    metric: str
+    reason: str
+    final: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +125,19 @@ class Reference:
 
 def sharpness(
     reference: Reference, names: Iterable[str] = SHARPNESS
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Problem]]:
     """PSI and LPC-SI of a reference itself: columns of a row, and what could not be had."""
-    columns: dict[str, Any] = {}
-    problems = []
-    for name in names:
+
+    def own(name: str) -> dict[str, Any]:
         scores = reference.psi if name == "psi" else reference.lpc_si
-        try:
-            columns |= _slice_columns(name.replace("-", "_"), scores.where(scores))
-        except UsageError as error:
-            problems.append(f"{name}: {error}")
-    return columns, problems
+        return _slice_columns(name.replace("-", "_"), scores.where(scores))
+
+    return _collect({name: partial(own, name) for name in names})
 
 
 def score(
     names: Iterable[str], reference: Reference, result: Volume, case: Case, tools: Tools
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Problem]]:
     """Metrics of a result.
 
     Parameters
@@ -120,8 +152,9 @@ def score(
     Returns
     -------
     dict
-        Columns of a row, ``metrics`` (the names) among them.
-    list of str
+        Columns of a row; ``metrics`` and ``impossible`` as
+        :func:`~napari_arssr.evaluation.rows.merged` takes them.
+    list of Problem
         What could not be worked out, and why.
 
     Raises
@@ -138,15 +171,45 @@ def score(
     wrong = int(np.count_nonzero(~np.isfinite(result.data)))
     if wrong:
         raise UsageError(f"the result is not finite in {counted(wrong, 'voxel')}.")
-    wanted = [name for name in METRICS if name in set(names)]
+    columns, problems = _collect(
+        {
+            name: partial(_SCORES[name], reference, result, case, tools)
+            for name in METRICS
+            if name in set(names)
+        }
+    )
+    by = {column: tools.digests[column] for name, column in _MEASURED_WITH if name in set(names)}
+    return columns | by, problems
+
+
+def _collect(
+    scores: dict[str, Callable[[], dict[str, Any]]],
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Columns of all metrics that can be had; what a row said of them before is forgotten."""
     columns: dict[str, Any] = {}
     problems = []
-    for name in wanted:
+    for name, work in scores.items():
+        columns |= _blank(name)
         try:
-            columns |= _SCORES[name](reference, result, case, tools)
+            columns |= work()
         except ArssrError as error:
-            problems.append(f"{name}: {error}")
-    return columns | {"metrics": wanted}, problems
+            # A value that cannot be meant never can; files and memory may be there next time.
+            problems.append(Problem(name, str(error), isinstance(error, UsageError)))
+    passing = {problem.metric for problem in problems if not problem.final}
+    return columns | {
+        "metrics": [name for name in scores if name not in passing],
+        "impossible": {p.metric: p.reason for p in problems if p.final},
+    }, problems
+
+
+def _blank(metric: str) -> dict[str, Any]:
+    """The columns of a metric without values."""
+    start = metric.replace("-", "_")
+    return {
+        item.name: item.default
+        for item in fields(Row)
+        if item.name == start or item.name.startswith(f"{start}_")
+    }
 
 
 def _score_psnr(
@@ -204,9 +267,11 @@ def _score_dice(
     truth = reference.labels(tools.priors)
     found = reference.segment(result, tools.priors)
     values = segmentation.dice(found, truth, len(regions))
-    columns = {f"dice_{region}": value for region, value in zip(regions, values, strict=True)}
     present = [value for value in values if not np.isnan(value)]
-    return columns | {"dice": float(np.mean(present)) if present else float("nan")}
+    if not present:
+        raise UsageError("neither the result nor its reference has any of the tissues.")
+    columns = {f"dice_{region}": value for region, value in zip(regions, values, strict=True)}
+    return columns | {"dice": float(np.mean(present))}
 
 
 _SCORES = {

@@ -7,7 +7,9 @@ alone; with six prior probability maps there are six regions, the priors' own.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr import io
-from napari_arssr.errors import FileError, UsageError
+from napari_arssr.errors import ArssrError, FileError, UsageError
 from napari_arssr.volume import Volume
 
-__all__ = ["REGIONS", "TISSUES", "Priors", "dice", "segment", "why_not"]
+__all__ = ["REGIONS", "TISSUES", "Priors", "SegmentationFailed", "dice", "segment", "why_not"]
 
 TISSUES = ("csf", "gm", "wm")
 """Without priors: classes from the darkest to the brightest, as in a T1-weighted brain."""
@@ -28,6 +30,10 @@ REGIONS = (*TISSUES, "deep_gm", "brain_stem", "cerebellum")
 
 _TEMPLATE = "template"
 _PRIOR_WEIGHT = 0.25
+
+
+class SegmentationFailed(ArssrError):
+    """ANTs gave up on a volume; with more memory or another version it may not."""
 
 
 def why_not() -> str:
@@ -76,6 +82,16 @@ class Priors:
             )
         return cls(tuple(map(io.read, maps)), io.read(template[0]) if template else None)
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of all values and places, in hexadecimal digits."""
+        found = hashlib.sha256()
+        for volume in (*self.maps, *([self.template] if self.template else [])):
+            data = np.ascontiguousarray(volume.data)
+            found.update(f"{data.dtype} {data.shape} {volume.affine.tolist()}".encode())
+            found.update(data.data)
+        return found.hexdigest()
+
 
 def segment(
     volume: Volume, mask: npt.NDArray[np.bool_], priors: Priors | None = None
@@ -97,7 +113,9 @@ def segment(
     Raises
     ------
     UsageError
-        If ANTs is not installed or fails, or priors do not lie on the volume.
+        If ANTs is not installed, or priors do not lie on the volume.
+    SegmentationFailed
+        If ANTs fails.
     """
     ants = _ants()
 
@@ -110,7 +128,7 @@ def segment(
     try:
         found = ants.atropos(a=image, x=inside, i=start, m="[0.2,1x1x1]", **weight)
     except Exception as error:  # ANTs raises nothing more special
-        raise UsageError(
+        raise SegmentationFailed(
             f"{volume.name}: ANTs could not segment it ({error}); see that its mask holds tissue "
             "and that its axes are at right angles."
         ) from None

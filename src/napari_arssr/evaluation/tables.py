@@ -8,23 +8,24 @@
 6. data consistency, time and memory
 
 A mean is over the volumes for which *every* method of that column has a value, so that methods
-are compared on the same volumes; others are counted under the table, never averaged in. Of rows
-that differ in nothing but weights, precision or content of a volume, the newest stand.
+are compared on the same volumes; others are named under the table, never averaged in. Of rows
+that differ in nothing but recipe, weights, precision, mask or content of a volume, the last stand;
+of LPIPS and Dice, those measured with the last weights and priors.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from napari_arssr.evaluation.rows import REFERENCE, Row, counted
+from napari_arssr.evaluation.rows import REFERENCE, Row, counted, measured_by
 
-__all__ = ["COLUMNS", "Block", "Cell", "Column", "Group", "Table", "groups", "tables"]
+__all__ = ["COLUMNS", "Block", "Cell", "Column", "Group", "Table", "compare", "groups", "tables"]
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ class Group:
     seed : int
         Of the noise.
     rows : tuple of Row
-        No two of one volume, scale and method; all of a method and scale by the same weights.
+        No two of one volume, scale and method; all of a method and scale by the same recipe and
+        weights; all of a volume of the same content and mask.
     superseded : int
-        Older rows, of weights or volumes that have changed since.
+        Older rows, of recipes, weights, masks or volumes that have changed since.
     """
 
     dataset: str
@@ -116,7 +118,12 @@ class Group:
     @property
     def title(self) -> str:
         """In words."""
-        parts = [self.dataset, f"scanner model {self.scanner}"]
+        return f"{self.dataset}, {self.conditions}"
+
+    @property
+    def conditions(self) -> str:
+        """How its volumes were measured and cut, in words."""
+        parts = [f"scanner model {self.scanner}"]
         if self.noise_percent:
             parts.append(f"{self.noise_percent:g} % noise")
         if self.seed:
@@ -155,16 +162,32 @@ class Group:
 
     @property
     def volumes(self) -> list[str]:
-        """Names, sorted."""
-        return sorted({row.volume for row in self.rows})
+        """Names of all that were measured, sorted."""
+        return sorted({row.volume for row in self.rows if row.scale})
 
     def values(self, column: str, method: str, scale: str) -> dict[str, float]:
-        """Value of each volume; those without one are left out."""
+        """Value of each volume; those without one, or measured otherwise, are left out."""
+        wanted = self._measured_by(column)
         return {
             row.volume: getattr(row, column)
             for row in self.rows
-            if row.method == method and row.scale == scale and not math.isnan(getattr(row, column))
+            if row.method == method
+            and row.scale == scale
+            and not math.isnan(getattr(row, column))
+            and measured_by(row, column) == wanted
         }
+
+    def otherwise(self, column: str) -> int:
+        """How many values were measured with other weights or priors than the last."""
+        wanted = self._measured_by(column)
+        return sum(
+            not math.isnan(getattr(row, column)) and measured_by(row, column) != wanted
+            for row in self.rows
+        )
+
+    def _measured_by(self, column: str) -> str:
+        found = [measured_by(r, column) for r in self.rows if not math.isnan(getattr(r, column))]
+        return found[-1] if found else ""
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
@@ -186,29 +209,36 @@ def groups(rows: Iterable[Row]) -> list[Group]:
             if (row.dataset, row.crop) == (key[0], key[4])
             and (row.mask == "auto") == (key[5] == "auto")
         ]
-        newest = _newest(members)
+        contents = {row.volume: _content(row) for row in members}
+        newest = _newest(members, contents)
         older = len(members) - len(newest)
-        result.append(Group(*key, tuple(newest + _newest(own)), older))
+        result.append(Group(*key, tuple(newest + _newest(own, contents)), older))
     return result
 
 
-def _newest(rows: Sequence[Row]) -> list[Row]:
-    """Of each volume, scale and method the last row, if it is by the weights of the last of all.
+def _content(row: Row) -> tuple[str, str]:
+    return row.volume_sha256, row.mask
 
-    So a mean is never one over the results of several networks.
+
+def _maker(row: Row) -> tuple[str, str, str]:
+    # Of results made elsewhere the digest is that of the result itself.
+    weights = "" if row.network == "results" else row.weights_sha256
+    return row.recipe, weights, row.precision_asked
+
+
+def _newest(rows: Sequence[Row], contents: dict[str, tuple[str, str]]) -> list[Row]:
+    """Of each volume, scale and method the last row, if all that made it is the last of its kind.
+
+    So a mean is never one over the results of several networks, and no two methods are compared
+    on a volume that changed between them.
     """
-
-    def maker(row: Row) -> tuple[str, str]:
-        # Of results made elsewhere the digest is that of the result itself.
-        weights = "" if row.network == "results" else row.weights_sha256
-        return weights, row.precision_asked
-
-    last = {(row.method, row.scale): maker(row) for row in rows}
-    kept = {
-        (row.method, row.scale, row.volume): row
-        for row in rows
-        if maker(row) == last[row.method, row.scale]
-    }
+    last = {(row.method, row.scale): _maker(row) for row in rows}
+    kept: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        place = row.method, row.scale, row.volume
+        if _maker(row) == last[row.method, row.scale] and _content(row) == contents.get(row.volume):
+            kept.pop(place, None)  # the last one's place in the order counts
+            kept[place] = row
     return list(kept.values())
 
 
@@ -228,22 +258,33 @@ class Block:
 
     Parameters
     ----------
+    name : str
+        Of the column of rows.
     column : Column
     scales, methods : tuple of str
     cells : dict
         (method, scale) → Cell, where there is one.
     tests : dict
         Scale → the runner-up, and p of the paired test of the best against it.
+    compared : dict
+        Scale → volumes that every method has a value for: those of the means.
     left_out : dict
-        Scale → volumes that not every method has a value for.
+        Scale → the other volumes that were measured at that scale.
     """
 
+    name: str
     column: Column
     scales: tuple[str, ...]
     methods: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
     tests: dict[str, tuple[str, float]]
+    compared: dict[str, list[str]]
     left_out: dict[str, list[str]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Scale → volumes that its means are over."""
+        return {scale: len(volumes) for scale, volumes in self.compared.items()}
 
 
 @dataclass(frozen=True)
@@ -258,32 +299,53 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """What stands under it."""
-        count = len({row.volume for row in self.group.rows if row.scale})
-        best = (
-            "; the best in bold"
-            if any(c.best for b in self.blocks for c in b.cells.values())
-            else ""
-        )
-        lines = [f"Mean ± standard deviation over {count} volumes{best}."]
-        if count == 1:
-            lines = [f"One volume: there is no deviation{best}."]
-        if any(block.tests for block in self.blocks):
-            test = "p: Wilcoxon signed-rank test, two-sided, of the best against the runner-up"
-            if count < _FEWEST:
-                test += f" (with {count} volumes it cannot fall below {2 / 2**count:.2g})"
-            lines[0] += f" {test}."
+        lines = [self._means_note()]
+        tested = {block.counts[scale] for block in self.blocks for scale in block.tests}
+        if tested:
+            lines[0] += (
+                " p: Wilcoxon signed-rank test, two-sided, of the best against the runner-up"
+            )
+            few = [
+                f"with {count} volumes it cannot fall below {2 / 2**count:.2g}"
+                for count in sorted(tested)
+                if count < _FEWEST
+            ]
+            lines[0] += f" ({', '.join(few)})." if few else "."
         if self.group.superseded:
             lines.append(
-                f"{counted(self.group.superseded, 'older row')} of weights or volumes that have "
-                "changed since left out."
+                f"{counted(self.group.superseded, 'older row')} of recipes, weights, masks or "
+                "volumes that have changed since left out."
             )
         for block in self.blocks:
-            for scale, volumes in block.left_out.items():
+            # The regions' Dice go with their mean: said once.
+            if not block.name.startswith("dice_") and (other := self.group.otherwise(block.name)):
                 lines.append(
-                    f"{block.column.title} at scale {scale}: {len(volumes)} left out, because not "
-                    f"every method has a value: {', '.join(volumes)}."
+                    f"{block.column.title}: {counted(other, 'older value')} left out, because "
+                    "measured with other weights or priors."
                 )
+            lines += _left_out_notes(block)
         return lines
+
+    def _means_note(self) -> str:
+        """Over how many volumes: one number where it is the same everywhere, else each."""
+        best = any(cell.best for block in self.blocks for cell in block.cells.values())
+        marked = "; the best in bold" if best else ""
+        counts = {count for block in self.blocks for count in block.counts.values() if count}
+        if not counts:
+            return "There is no mean."
+        if counts == {1}:
+            return f"One volume: there is no deviation{marked}."
+        if len(counts) == 1:
+            return f"Mean ± standard deviation over {counts.pop()} volumes{marked}."
+        each = "; ".join(
+            f"{block.column.title} "
+            + ", ".join(f"{count} at scale {scale}" for scale, count in block.counts.items())
+            for block in self.blocks
+        )
+        return (
+            f"Mean ± standard deviation over {min(counts)} to {max(counts)} volumes ({each})"
+            f"{marked}."
+        )
 
     def markdown(self) -> str:
         """For docs."""
@@ -366,36 +428,58 @@ def tables(group: Group) -> list[Table]:
         methods = group.methods
         if number == "1":
             methods = [method for method in methods if networks[method].startswith("ArSSR")]
-        blocks = [
-            block
-            for name in columns
-            if (block := _block(group, name, methods, with_reference=number == "4")) is not None
-        ]
+        blocks = [block for name in columns if (block := compare(group, name, methods)) is not None]
         if blocks:
             result.append(Table(number, title, group, tuple(blocks)))
     return result
 
 
-def _block(
-    group: Group, name: str, methods: Sequence[str], *, with_reference: bool
-) -> Block | None:
+def _left_out_notes(block: Block) -> Iterator[str]:
+    for scale, volumes in block.left_out.items():
+        where = f"{block.column.title} at scale {scale}"
+        names = ", ".join(volumes)
+        if block.compared[scale]:
+            yield (
+                f"{where}: {len(volumes)} left out, because not every method has a value: {names}."
+            )
+        else:
+            yield f"{where}: no mean, because no volume has a value of every method: {names}."
+
+
+def compare(group: Group, name: str, methods: Sequence[str]) -> Block | None:
+    """Means of a column at every scale, over the volumes that all methods have a value for.
+
+    Parameters
+    ----------
+    group : Group
+    name : str
+        Of :data:`COLUMNS`. Of those that need no reference its own mean is added.
+    methods : sequence of str
+
+    Returns
+    -------
+    Block or None
+        None if no method has any value.
+    """
     column = COLUMNS[name]
     cells: dict[tuple[str, str], Cell] = {}
     tests: dict[str, tuple[str, float]] = {}
     left_out: dict[str, list[str]] = {}
     compared: dict[str, list[str]] = {}
+    valued: set[str] = set()
     for scale in group.scales:
         values = {method: group.values(name, method, scale) for method in methods}
         values = {method: found for method, found in values.items() if found}
         if not values:
             continue
         common = sorted(set.intersection(*map(set, values.values())))
-        everything = set.union(*map(set, values.values()))
-        if everything - set(common):
-            left_out[scale] = sorted(everything - set(common))
+        measured = {r.volume for r in group.rows if r.scale == scale and r.method in methods}
+        if measured - set(common):
+            left_out[scale] = sorted(measured - set(common))
+        compared[scale] = common
+        valued |= values.keys()
         if not common:
             continue
-        compared[scale] = common
         arrays = {m: np.array([found[v] for v in common]) for m, found in values.items()}
         order = sorted(arrays, key=lambda m: _sort_key(column, float(arrays[m].mean())))
         for method, array in arrays.items():
@@ -404,19 +488,17 @@ def _block(
             cells[method, scale] = Cell(float(array.mean()), deviation, len(array), best)
         if column.best and len(order) > 1 and len(common) > 1:
             tests[scale] = (order[1], _paired_p(arrays[order[0]], arrays[order[1]]))
-    if not cells:
+    if not compared:
         return None
-    scales = tuple(scale for scale in group.scales if any(s == scale for _, s in cells))
-    shown = [method for method in methods if any(m == method for m, _ in cells)]
-    if with_reference:
-        references = group.values(name, REFERENCE, "")
-        for scale in scales:
-            own = np.array([references[v] for v in compared[scale] if v in references])
-            if len(own):
-                cells[REFERENCE, scale] = Cell(float(own.mean()), _deviation(own), len(own))
-        if any(method == REFERENCE for method, _ in cells):
-            shown.append(REFERENCE)
-    return Block(column, scales, tuple(shown), cells, tests, left_out)
+    shown = [method for method in methods if method in valued]
+    references = group.values(name, REFERENCE, "")
+    for scale, volumes in compared.items():
+        own = np.array([references[volume] for volume in volumes if volume in references])
+        if len(own):
+            cells[REFERENCE, scale] = Cell(float(own.mean()), _deviation(own), len(own))
+    if any(method == REFERENCE for method, _ in cells):
+        shown.append(REFERENCE)
+    return Block(name, column, tuple(compared), tuple(shown), cells, tests, compared, left_out)
 
 
 def _deviation(values: np.ndarray) -> float:
