@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_arssr import io
-from napari_arssr.degradation import Kind, ScannerModel, simulate_file
+from napari_arssr.degradation import Kind, ScannerModel
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.simulation import simulate_file
 from napari_arssr.volume import Grid, Volume
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

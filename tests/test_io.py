@@ -1369,7 +1369,7 @@ def test_a_full_disk_names_the_bytes_and_leaves_nothing(
     with largest_file(limit), pytest.raises(FileError) as caught:
         write(path, volume)
     assert str(path) in str(caught.value)
-    assert "disk is full" in str(caught.value)
+    assert "no room on the disk" in str(caught.value)
     assert "80,000 bytes" in str(caught.value)
     assert snapshot(tmp_path) == before
 
@@ -1386,7 +1386,7 @@ def test_a_disk_that_fills_while_slabs_are_written(tmp_path: Path) -> None:
     volume = oblique((4, 5, 6))
     layout = writing_module.Layout(volume.grid, np.dtype("f4"), 1, 0.0, 1.0, 0.0, "", "", Origin())
     path = tmp_path / "a.nii"
-    with pytest.raises(FileError, match=r"disk is full: .*a\.nii needs 480 bytes"):
+    with pytest.raises(FileError, match=r"no room on the disk: .*a\.nii needs 480 bytes"):
         SlabWriter(path, Full(), layout).write(volume.data)  # type: ignore[arg-type]
     with pytest.raises(FileError, match=r"a\.nii cannot be written \(input/output error\)"):
         SlabWriter(path, Failing(), layout).write(volume.data)  # type: ignore[arg-type]
@@ -1399,13 +1399,13 @@ def test_too_little_room_is_noticed_before_the_work(
     monkeypatch.setattr(writing_module.shutil, "disk_usage", lambda _: usage(1000, 900, 100))
     for suffix in (".nii", ".img", ".tif"):
         with (
-            pytest.raises(FileError, match=rf"disk is full: .*a\{suffix} needs 840 bytes"),
+            pytest.raises(FileError, match=rf"no room on the disk: .*a\{suffix} needs 840 bytes"),
             create(tmp_path / f"a{suffix}", oblique().grid, "f4"),
         ):
             pytest.fail("the work has begun")
     write(tmp_path / "a.nii.gz", oblique())  # its size is known only afterwards
     monkeypatch.setattr(writing_module.shutil, "disk_usage", lambda _: usage(1000, 1000, 0))
-    with pytest.raises(FileError, match=r"disk is full: .*840 bytes before compression"):
+    with pytest.raises(FileError, match=r"no room on the disk: .*840 bytes before compression"):
         write(tmp_path / "b.nii.gz", oblique())
 
 

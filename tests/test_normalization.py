@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_arssr.errors import UsageError
+from napari_arssr.errors import FileError, UsageError
 from napari_arssr.normalization import Method, Normalizer
 
 METHODS: tuple[Method, ...] = ("percentile", "minmax", "none")
@@ -118,7 +118,7 @@ def test_a_small_range_far_from_0_keeps_its_steps() -> None:
 
 
 def test_nothing_finite_and_unknown_methods_are_refused() -> None:
-    with pytest.raises(UsageError, match="no finite value"):
+    with pytest.raises(FileError, match="no finite value"):
         Normalizer.fit(np.full((2, 2, 2), np.nan))
     with pytest.raises(UsageError, match=r"'zscore'.*percentile, minmax, none"):
         Normalizer.fit(brain(), "zscore")  # type: ignore[arg-type]

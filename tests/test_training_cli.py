@@ -168,6 +168,56 @@ def test_a_length_that_is_given_takes_the_preset_s_place(
     assert (training["steps"], training["epochs"], training["minutes"]) == expected
 
 
+def test_a_length_in_a_file_takes_the_preset_s_place(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("training: {minutes: 600}\n")
+    training = read_config(path).training
+    assert (training.steps, training.epochs, training.minutes) == (0, 0, 600)
+    # And that of --self.
+    coarse = grid_of_slices(4.0)
+    io.write(tmp_path / "thick.nii", Volume(scene(coarse), coarse.affine))
+    ran = run("train", tmp_path / "thick.nii", "--self", "--config", path, "--print-config")
+    assert yaml.safe_load(ran.out)["training"]["minutes"] == 600
+
+
+def test_a_run_goes_on_as_it_began_and_as_long_as_is_asked(
+    run: Run, data: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = ["train", "--out", folder, "--resume", "--quiet"]
+    assert run("train", data, "--out", folder, *tiny, "--quiet").status == 0
+    with (folder / "log.csv").open("ab") as log:
+        log.write(b"\n\0\0\0\0\n7,0.5")  # the machine went down
+    # By another measure of length than before.
+    assert run(*words, "--epochs", 3) == Ran(0, "", "")
+    assert read_checkpoint(folder / LAST)["global_step"] > 3
+    steps = [int(row.split(",")[0]) for row in (folder / "log.csv").read_text().splitlines()[1:]]
+    assert steps == sorted(set(steps))
+    refused(run(*words, "--from", "arssr-rdnn"), 2, "random weights", "arssr-rdnn")
+    refused(run(*words, "--self"), 2, "none of --self")
+
+
+def test_cubes_of_another_volume_in_the_folder_are_not_taken(run: Run, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    models.save(start, models.build(TINY), models.Card(TINY), torch.float32)
+    coarse = grid_of_slices(4.0)
+    cubes = []
+    for power in (0.6, 0.1):
+        folder = tmp_path / str(power)
+        folder.mkdir()
+        io.write(folder / "thick.nii", Volume(scene(coarse, power), coarse.affine))
+        words = ["train", folder / "thick.nii", "--self", "--from", start, "--steps", 1]
+        options = ["--device", "cpu", "--workers", 0, "--quiet", "--batch", 2]
+        out = tmp_path / "run"
+        assert run(*words, "--out", out, *options) == Ran(0, "", "")
+        cubes.append({path.name for path in (out / "isotropic").iterdir()})
+        (out / LAST).unlink()  # as if it had ended before its first checkpoint
+    assert len(cubes[1] - cubes[0]) == 1
+    many = run(*words, "--out", tmp_path / "other", "--holdout", 1)
+    refused(many, 2, "1 subject cannot be trained on", "--holdout")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -194,6 +244,11 @@ def test_a_length_that_is_given_takes_the_preset_s_place(
         (["--baseline", "DCSRN"], ["DCSRN knows one scale"]),
         (["--baseline", "DCSRN", "--scale", "0.5"], ["--scale", "at least 1"]),
         (["--baseline", "VGG", "--scale", "2"], ["--baseline", "VGG"]),
+        (
+            ["--baseline", "DCSRN", "--scale", "2", "--decoder-width", "3"],
+            ["DCSRN", "--decoder-width"],
+        ),
+        (["--samples", "3"], ["--samples", "'default'"]),
     ],
 )
 def test_training_that_cannot_be_meant_is_wrong_use(
@@ -213,11 +268,9 @@ def test_training_that_cannot_be_meant_is_wrong_use(
 def test_training_without_volumes_or_a_place(run: Run, data: Path, tmp_path: Path) -> None:
     refused(run("train", data), 2, "--out", "napari-arssr train --help")
     refused(run("train", "--out", tmp_path / "run"), 2, "nothing to train on")
-    ran = run("train", tmp_path / "none", "--out", tmp_path / "run")
-    left_out, closing = ran.err.splitlines()
-    assert ran.status == 2
-    assert f"left out: {tmp_path / 'none'} does not exist" in left_out
-    assert f"no volume to train on in {tmp_path / 'none'}" in closing
+    # A folder that is not there is a slip of the keyboard, and not a volume to be left out.
+    missing = run("train", data, tmp_path / "none", "--out", tmp_path / "run")
+    refused(missing, 1, f"{tmp_path / 'none'} does not exist")
     refused(run("train", data, "--out", tmp_path / "run", "--config", "no.yaml"), 1, "no.yaml")
     assert not (tmp_path / "run").exists()
 
@@ -282,7 +335,9 @@ def test_one_volume_teaches_its_own_coarse_axis(run: Run, tmp_path: Path) -> Non
     assert config.training.sharp_axes == (1, 2)
     assert config.training.augmentation.thick_slices == 1
     # It learns among cubes that the starting weights made; the record names the scan itself.
-    assert io.read(tmp_path / "run" / "isotropic" / "thick.nii").grid == fine
+    (cubes,) = (tmp_path / "run" / "isotropic").iterdir()
+    assert cubes.name.startswith("thick-")
+    assert io.read(cubes).grid == fine
     card = models.read_card(tmp_path / "run" / "trained.safetensors")
     digest = hashlib.sha256(scan.read_bytes()).hexdigest()
     assert card.training["files_sha256"] == {"thick.nii.gz": digest}

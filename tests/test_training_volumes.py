@@ -56,7 +56,7 @@ def data(tmp_path: Path) -> Path:
 # What is left out -------------------------------------------------------------------------------
 
 
-def test_bad_files_are_left_out_and_named(tmp_path: Path, data: Path) -> None:
+def test_bad_files_are_left_out_and_named(data: Path) -> None:
     put(data / "constant.nii", np.full((20, 20, 20), 3, dtype=np.int16))
     put(data / "nothing.nii", np.full((20, 20, 20), np.nan, dtype=np.float32))
     put(data / "small.nii", voxels(5, (20, 20, 9)))
@@ -66,7 +66,7 @@ def test_bad_files_are_left_out_and_named(tmp_path: Path, data: Path) -> None:
     (data / "notes.txt").write_text("no volume, and not asked for")
     (data / "z-copy.nii.gz").write_bytes((data / "sub-1.nii.gz").read_bytes())
     warnings: list[str] = []
-    found = load_volumes([data, tmp_path / "missing.nii"], smallest=10, warn=warnings.append)
+    found = load_volumes([data], smallest=10, warn=warnings.append)
     names = ["series.nii", "sub-0.nii.gz", "sub-1.nii.gz", "sub-2.nii.gz"]
     assert [volume.name for volume in found] == names
     said = {
@@ -76,12 +76,13 @@ def test_bad_files_are_left_out_and_named(tmp_path: Path, data: Path) -> None:
         "truncated.nii.gz": "cut off",
         "uncompressed-copy.nii": "a copy of another volume",
         "z-copy.nii.gz": "a copy of another volume",
-        "missing.nii": "does not exist",
     }
     assert len(warnings) == len(said)
     for name, reason in said.items():
         assert any(name in text and reason in text for text in warnings), name
     assert not any("\n" in text for text in warnings)
+    with pytest.raises(FileError, match=r"misspelt does not exist"):
+        load_volumes([data, data / "misspelt"])
 
 
 @pytest.mark.parametrize("what", ["constant", "truncated", "copy"])
@@ -117,7 +118,7 @@ def test_a_bids_data_set_gives_its_anatomical_volumes(tmp_path: Path) -> None:
 
 def test_a_folder_without_volumes_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"no volume to train on in .*empty\.$"):
+    with pytest.raises(UsageError, match=r"no volume that can be used in .*empty\.$"):
         load_volumes([tmp_path / "empty"])
 
 

@@ -260,7 +260,7 @@ def test_voxels_that_are_not_finite_spoil_only_their_own_cells(
 
 def test_without_a_finite_voxel_there_is_nothing_to_do(loaded: Loaded) -> None:
     volume = replace(volume_of(), data=np.full(SHAPE, np.nan, np.float32))
-    with pytest.raises(UsageError, match=r"scan\.nii: The volume holds no finite value"):
+    with pytest.raises(FileError, match=r"scan\.nii: it holds no finite value"):
         upsample(volume, 2, weights=loaded)
 
 

@@ -167,8 +167,9 @@ def _upsample(options: argparse.Namespace) -> int:
         options.consistency,
     )
     jobs = _jobs(options.inputs, options.output)
-    if len(jobs) > 1:
+    if len(options.inputs) > 1 or options.inputs[0].is_dir():
         _check_once_for_all(settings)
+        _make_folder(options.output)
     done, failed, wrong_use = [], [], True
     for source, output in jobs:
         try:
@@ -224,8 +225,6 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     from napari_arssr.io import volumes_in
 
     if len(inputs) == 1 and not inputs[0].is_dir():
-        if output.is_dir() and not os.path.lexists(inputs[0]):
-            raise FileError(f"{inputs[0]} does not exist; check its name.")
         return [(inputs[0], output / inputs[0].name if output.is_dir() else output)]
     files: list[Path] = []
     for path in inputs:
@@ -243,13 +242,16 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
                 "upsample them into two folders."
             )
         names[file.name] = file
+    return [(file, output / file.name) for file in files]
+
+
+def _make_folder(folder: Path) -> None:
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(
-            f"{output}: the folder for the results cannot be made ({error.strerror})."
+            f"{folder}: the folder for the results cannot be made ({error.strerror})."
         ) from None
-    return [(file, output / file.name) for file in files]
 
 
 def _summary(result: dict[str, Any], seconds: float) -> str:
@@ -272,20 +274,16 @@ def _summary(result: dict[str, Any], seconds: float) -> str:
 def _weights_list(options: argparse.Namespace) -> int:
     from napari_arssr import weights
 
-    rows = [{"name": n, "state": weights.status(n), **r.to_dict()} for n, r in _records()]
+    states = {name: weights.status(name) for name in weights.REGISTRY}
     if options.json:
+        rows = [{"name": n, "state": states[n], **r.to_dict()} for n, r in weights.REGISTRY.items()]
         print(json.dumps(rows, indent=2))
         return 0
-    for row in rows:
-        print(f"{row['name']:16} {row['state']:15} {row['summary']}")
+    for name, record in weights.REGISTRY.items():
+        size = f"{(record.approximate_size or 0) / 1e6:.1f} MB"
+        print(f"{name:16} {states[name]:15} {size:>8}  {record.summary}")
     print(f"\nDownloads are kept in {weights.cache_folder()}.")
     return 0
-
-
-def _records() -> Any:
-    from napari_arssr.weights import REGISTRY
-
-    return REGISTRY.items()
 
 
 def _weights_info(options: argparse.Namespace) -> int:
@@ -296,6 +294,8 @@ def _weights_info(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=2))
         return 0
+    if record.size is None:  # nobody states it, but it is known to within some kilobytes
+        facts["size"] = f"about {record.approximate_size}"
     for name, value in facts.items():
         if value in (None, "", {}):
             continue
@@ -334,7 +334,8 @@ def _weights_verify(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from napari_arssr.degradation import ScannerModel, simulate_file
+    from napari_arssr.degradation import ScannerModel
+    from napari_arssr.simulation import simulate_file
 
     model = ScannerModel(options.kind, options.width)
     result = simulate_file(

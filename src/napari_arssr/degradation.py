@@ -7,10 +7,8 @@ three transposes.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -18,9 +16,9 @@ import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
 from napari_arssr.interpolation import apply_separable, spline_matrix
-from napari_arssr.volume import Grid, Volume, as_triple
+from napari_arssr.volume import Grid, Volume, rescaled
 
-__all__ = ["Kind", "ScannerModel", "simulate_file"]
+__all__ = ["Kind", "ScannerModel"]
 
 Kind = Literal["gaussian", "slice-profile", "kspace", "cubic"]
 Matrix = npt.NDArray[np.float32]
@@ -117,7 +115,7 @@ class ScannerModel:
         if high == low:
             return np.eye(high, dtype=np.float32)
         ratio = high / low
-        return self.rows((np.arange(low) + 0.5) * ratio - 0.5, ratio, high)
+        return self.rows(rescaled(np.arange(low), ratio), ratio, high)
 
     def matrices(
         self, high: tuple[int, int, int], low: tuple[int, int, int]
@@ -179,76 +177,3 @@ _PROFILES: dict[str, Callable[[npt.NDArray[Any], float], npt.NDArray[Any]]] = {
     "slice-profile": _slab,
     "kspace": _low_pass,
 }
-
-
-def simulate_file(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    scale: float | Sequence[float],
-    model: ScannerModel,
-    *,
-    noise: float = 0.0,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Make an LR file of an HR file.
-
-    Parameters
-    ----------
-    source, output : path
-    scale : float or three floats
-        HR voxels per LR voxel, (z, y, x); at least 1. Sizes that do not divide are rounded
-        and the span is kept, so the true scale is the ratio of the two sizes.
-    model : ScannerModel
-    noise : float
-        Standard deviation of Gaussian noise, per cent of the volume's range.
-    seed : int
-        Of the noise.
-
-    Returns
-    -------
-    dict
-        Files, shapes (i, j, k) and settings, ready for JSON.
-    """
-    from napari_arssr import io
-
-    factors = as_triple(scale, "scale")
-    if min(factors) < 1:
-        raise UsageError(f"A simulated scale is at least 1, not {scale!r}.")
-    if not 0 <= noise <= 100:
-        raise UsageError(f"Noise is between 0 and 100 per cent, not {noise!r}.")
-    if seed < 0:
-        raise UsageError(f"A seed is a whole number of at least 0, not {seed!r}.")
-    output = io.check_output(output, [source])
-    volume = io.read(source)
-    if not np.isfinite(volume.data).all():
-        raise UsageError(
-            f"{volume.name}: a scanner cannot be simulated on voxels that are not finite; "
-            "fill them first."
-        )
-    grid = volume.grid.scaled([1 / k for k in factors])
-    generator = np.random.default_rng(seed)
-    frames = []
-    for number in range(volume.frames):
-        frame = model.measure(volume.frame(number), grid).data
-        if noise:
-            source_data = volume.frame(number).data
-            # As floats: the range of 16-bit integers can exceed 16 bits.
-            sigma = noise / 100 * (float(source_data.max()) - float(source_data.min()))
-            frame = frame + np.float32(sigma) * generator.standard_normal(
-                frame.shape, dtype=np.float32
-            )
-        frames.append(frame)
-    data = np.stack(frames) if volume.data.ndim == 4 else frames[0]
-    settings = {"kind": model.kind, "width": model.width, "noise_percent": noise, "seed": seed}
-    io.write(
-        output,
-        replace(volume, data=data, affine=grid.affine),
-        provenance=json.dumps({"napari-arssr simulate": settings}, sort_keys=True),
-    )
-    return {
-        "input": str(source),
-        "output": str(output),
-        "input_shape": volume.grid.shape[::-1],
-        "output_shape": grid.shape[::-1],
-        "settings": settings,
-    }

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.errors import UsageError
+from napari_arssr.errors import FileError, UsageError
 
 __all__ = ["Method", "Normalizer"]
 
@@ -45,7 +45,9 @@ class Normalizer:
         Raises
         ------
         UsageError
-            If no value is finite, or the method is unknown.
+            If the method is unknown.
+        FileError
+            If no value is finite.
         """
         if method not in get_args(Method):
             raise UsageError(
@@ -61,7 +63,7 @@ class Normalizer:
         if low == high:
             finite = _finite(array)
             if finite.size == 0:
-                raise UsageError("The volume holds no finite value: there is nothing to upsample.")
+                raise FileError("it holds no finite value; export it again, or leave it out.")
             low, high = float(finite.min()), float(finite.max())
         # A constant volume maps to 0 and back to itself.
         return cls(low, high if high > low else low + max(1.0, abs(low)))

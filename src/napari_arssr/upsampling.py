@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.degradation import ScannerModel
-from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.normalization import Method, Normalizer
 from napari_arssr.volume import Box, Grid, Volume, as_triple
 
@@ -158,6 +158,11 @@ def encode(
     -------
     NetworkField
 
+    References
+    ----------
+    Wu et al., IEEE JBHI 27(2), 2023, section III: the encoder's feature map and the decoder at
+    any point between its voxels.
+
     Raises
     ------
     UsageError
@@ -236,48 +241,26 @@ def upsample(
     """
     from napari_arssr import weights as registry
 
-    _check_real(volume)
     target = Target(scale, spacing, shape, isotropic)
-    grid = output_grid(volume, target, box)
-    _check_result_fits(grid.size * volume.frames * 4, volume.name, grid)
-    record: dict[str, Any] = {}
-    if _is_identity(volume, target):
-        source = volume if box is None else volume.crop(box)
-        data = source.data.astype(np.float32)
-        progress(1.0, "copy")
-    else:
-        if not isinstance(weights, registry.Loaded):
-            weights = registry.load(weights)
-        data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
-        normal: list[Normalizer] = []
-        for number in range(volume.frames):
-            one = volume.frame(number)
-            step = _consistency(one, target, box, consistency)
-            make = partial(
-                encode,
-                one,
-                weights,
-                device=device,
-                precision=precision,
-                memory=_without(memory, step),
-                normalize=normalize,
-            )
-            part = _part_of(progress, number, volume.frames)
-            done = 0
-            with lend(one, make) as field:
-                for slab in _slabs(field, grid, step, part, stop):
-                    data[number, done : done + len(slab)] = slab
-                    done += len(slab)
-                normal.append(field.normalizer)
-                record = _record(normal, field.device, field.precision)
-            del field, step  # before the next one: their features need not fit together
-        if volume.data.ndim == 3:
-            data = data[0]
+    loaded = weights if isinstance(weights, registry.Loaded) else None
     name = weights.name if isinstance(weights, registry.Loaded) else weights
     settings = Settings(name, device, precision, memory, normalize, consistency)
-    record = _settings_record(settings, target, box) | record
-    metadata = volume.metadata | {"upsampling": record}
-    return replace(volume, data=data, affine=grid.affine, metadata=metadata)
+    _check_real(volume)
+    grid = output_grid(volume, target, box)
+    _check_result_fits(grid.size * volume.frames * 4, volume.name, grid)
+    job = _Job.of(volume, target, box, settings, loaded)
+    data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
+    for number in range(volume.frames):
+        done = 0
+        for slab in job.slabs(number, lend, _part_of(progress, number, volume.frames), stop):
+            data[number, done : done + len(slab)] = slab
+            done += len(slab)
+    return replace(
+        volume,
+        data=data[0] if volume.data.ndim == 3 else data,
+        affine=grid.affine,
+        metadata=volume.metadata | {"upsampling": job.record},
+    )
 
 
 def upsample_file(
@@ -315,11 +298,9 @@ def upsample_file(
         holds the settings too.
     """
     from napari_arssr import io
-    from napari_arssr import weights as registry
-    from napari_arssr.devices import choose_device, choose_precision
 
     settings = settings or Settings()
-    output = io.check_output(output, [source])
+    output = io.check_output(output, [io.check_input(source)])
     volume = io.read(source)
     if frame is not None:
         volume = volume.frame(frame)
@@ -333,15 +314,9 @@ def upsample_file(
     number_type: Any = dtype or "float32"
     if dtype == "same":
         number_type = origin.dtype if kept else volume.data.dtype
-    loaded = registry.load(settings.weights)
-    options = asdict(settings) | {"weights": loaded}
-    del options["consistency"]
     # The header is written before the first voxel, so what it says is settled before.
-    device = choose_device(settings.device)
-    precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
-    normal = [_fit(volume.frame(n), settings.normalize, loaded) for n in range(volume.frames)]
-    record = _settings_record(settings, target, chosen) | {"frame": frame}
-    record |= _record(normal, device, str(precision).removeprefix("torch."))
+    job = _Job.of(volume, target, chosen, settings)
+    record = job.record | {"frame": frame}
     with io.create(
         output,
         grid,
@@ -350,23 +325,14 @@ def upsample_file(
         time_step=volume.time_step,
         slope=origin.slope if kept else 1.0,
         intercept=origin.intercept if kept else 0.0,
-        description=_description(loaded.name, volume.grid, grid, chosen),
+        description=_description(job.name, volume.grid, grid, chosen),
         provenance=json.dumps({"napari-arssr": record}, sort_keys=True),
         origin=origin,
     ) as out:
         for number in range(volume.frames):
-            one = volume.frame(number)
             part = _part_of(progress, number, volume.frames)
-            if _is_identity(one, target):
-                out.write((one if chosen is None else one.crop(chosen)).data)
-                part(1.0, "copy")
-                continue
-            step = _consistency(one, target, chosen, settings.consistency)
-            memory = _without(settings.memory, step)
-            field = encode(one, **options | {"normalize": normal[number], "memory": memory})
-            for slab in _slabs(field, grid, step, part, stop):
+            for slab in job.slabs(number, _afresh, part, stop):
                 out.write(slab)
-            del field, step  # before the next one: their features need not fit together
     return {
         "input": str(source),
         "output": str(output),
@@ -378,6 +344,99 @@ def upsample_file(
         "output_spacing_mm": [round(s, 6) for s in grid.spacing[::-1]],
         "settings": record,
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """All that is settled before the first voxel of a result.
+
+    Parameters
+    ----------
+    volume : Volume
+    target : Target
+    box : Box or None
+    settings : Settings
+    grid : Grid
+        Of the result.
+    loaded : Loaded or None
+        The network; None where the result is the input itself.
+    normalizers : tuple of Normalizer
+        Of each frame.
+    record : dict
+        What is done, ready for JSON.
+    """
+
+    volume: Volume
+    target: Target
+    box: Box | None
+    settings: Settings
+    grid: Grid
+    loaded: Loaded | None
+    normalizers: tuple[Normalizer, ...]
+    record: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        volume: Volume,
+        target: Target,
+        box: Box | None,
+        settings: Settings,
+        loaded: Loaded | None = None,
+    ) -> _Job:
+        """Settle it; ``loaded`` is the network where it is at hand already.
+
+        Raises
+        ------
+        UsageError, FileError
+            As :func:`upsample`.
+        """
+        from napari_arssr import weights as registry
+        from napari_arssr.devices import choose_device, choose_precision
+
+        grid = output_grid(volume, target, box)
+        record = _settings_record(settings, target, box)
+        if target.grid(volume.grid).shape == volume.grid.shape:
+            return cls(volume, target, box, settings, grid, None, (), record)
+        loaded = loaded or registry.load(settings.weights)
+        device = choose_device(settings.device)
+        precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
+        frames = (volume.frame(number) for number in range(volume.frames))
+        normalizers = tuple(_fit(frame, settings.normalize, loaded) for frame in frames)
+        record |= {
+            "normalization": [asdict(one) for one in normalizers],
+            "device": str(device),
+            "precision": str(precision).removeprefix("torch."),
+        }
+        return cls(volume, target, box, settings, grid, loaded, normalizers, record)
+
+    @property
+    def name(self) -> str:
+        """Of the weights."""
+        return Path(self.settings.weights).name if self.loaded is None else self.loaded.name
+
+    def slabs(
+        self, number: int, lend: Lend, progress: Report, stop: Stop
+    ) -> Iterator[npt.NDArray[Any]]:
+        """The result of a frame, slab by slab along z; its field is let go of at the end."""
+        frame = self.volume.frame(number)
+        if self.loaded is None:
+            yield (frame if self.box is None else frame.crop(self.box)).data
+            progress(1.0, "copy")
+            return
+        settings = self.settings
+        step = _consistency(frame, self.target, self.box, settings.consistency)
+        make = partial(
+            encode,
+            frame,
+            self.loaded,
+            device=settings.device,
+            precision=settings.precision,
+            memory=_without(settings.memory, step),
+            normalize=self.normalizers[number],
+        )
+        with lend(frame, make) as field:
+            yield from _slabs(field, self.grid, step, progress, stop)
 
 
 def output_grid(volume: Volume, target: Target, box: Box | None) -> Grid:
@@ -424,12 +483,8 @@ def _fit(volume: Volume, normalize: Method | Normalizer | None, loaded: Loaded) 
         return normalize
     try:
         return Normalizer.fit(volume.data, normalize or loaded.normalization)
-    except UsageError as error:
-        raise UsageError(f"{volume.name}: {error}") from None
-
-
-def _is_identity(volume: Volume, target: Target) -> bool:
-    return target.grid(volume.grid).shape == volume.grid.shape
+    except (FileError, UsageError) as error:
+        raise type(error)(f"{volume.name}: {error}") from None
 
 
 def _part_of(progress: Report, number: int, total: int) -> Report:
@@ -453,14 +508,6 @@ def _settings_record(settings: Settings, target: Target, box: Box | None) -> dic
         "consistency": None if settings.consistency is None else asdict(settings.consistency),
         "target_zyx": wanted,
         "box_zyx": None if box is None else [list(box.start), list(box.stop)],
-    }
-
-
-def _record(normal: list[Normalizer], device: torch.device, precision: str) -> dict[str, Any]:
-    return {
-        "normalization": [asdict(one) for one in normal],
-        "device": str(device),
-        "precision": precision,
     }
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "as_triple",
     "in_span",
     "nearest_voxel",
+    "rescaled",
     "round_half_up",
 ]
 
@@ -65,6 +66,11 @@ def nearest_voxel(coordinates: npt.NDArray[np.floating[Any]], size: int) -> npt.
     """The voxel, along an axis of ``size`` voxels, that is nearest to each index."""
     # A centre on a face counts with the next voxel, however its index was rounded.
     return np.clip(np.floor(coordinates + 0.5 + 1e-6), 0, size - 1).astype(np.int64)
+
+
+def rescaled(index: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.float64]:
+    """Voxel indices along an axis in terms of voxels ``ratio`` times smaller, of the same span."""
+    return np.asarray((index + 0.5) * ratio - 0.5)
 
 
 def as_triple(value: float | Sequence[float], name: str = "value") -> Triple:

@@ -118,6 +118,9 @@ class Weights:
     @property
     def approximate_size(self) -> int | None:
         """Bytes: the size if known, else that of the parameters alone in float32."""
+        if self.bundled:
+            bundled = _bundled_folder() / self.filename
+            return bundled.stat().st_size if bundled.is_file() else None
         if self.size is not None or self.parameters is None:
             return self.size
         return 4 * self.parameters
@@ -141,15 +144,17 @@ class Loaded:
         The registered name, or the name of the file.
     normalization : {"percentile", "minmax", "none"}
         How intensities were brought to [0, 1] in training.
-    bfloat16 : bool
-        Whether bfloat16 was measured to move results by less than 0.02 dB.
     """
 
     model: ArSSR
     card: Card
     name: str
     normalization: Method
-    bfloat16: bool
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether bfloat16 was measured to move results by less than 0.02 dB."""
+        return self.card.bfloat16
 
 
 def _published(
@@ -427,7 +432,7 @@ def load(
         published = card.config.decoder == "published" and not card.training
         usual: Method = "minmax" if published else "percentile"
         normalization = card.training.get("normalization", usual)
-        return Loaded(model, card, path.name, normalization, card.bfloat16)
+        return Loaded(model, card, path.name, normalization)
     if not record.bundled:
         card = replace(
             card,
@@ -437,7 +442,7 @@ def load(
             training_data=record.trained_on,
             scores=record.scores,
         )
-    return Loaded(model, card, record.name, record.normalization, card.bfloat16)
+    return Loaded(model, card, record.name, record.normalization)
 
 
 def _record(name: str) -> Weights:

@@ -24,6 +24,7 @@ from napari_arssr.io.casting import cast
 from napari_arssr.io.origin import LABEL, LABEL_INTENTS, Origin, is_label_map, origin_of
 from napari_arssr.io.paths import (
     SUFFIXES,
+    check_input,
     check_output,
     files_of,
     known_suffix,
@@ -43,6 +44,7 @@ __all__ = [
     "SlabWriter",
     "StoredArray",
     "cast",
+    "check_input",
     "check_output",
     "create",
     "files_of",

@@ -88,6 +88,20 @@ def volumes_in(folder: AnyPath) -> list[Path]:
     ]
 
 
+def check_input(path: AnyPath) -> Path:
+    """See that a file is there, before anything is said of the result.
+
+    Raises
+    ------
+    FileError
+        If nothing has that name.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        raise FileError(f"{path} does not exist; check its name.")
+    return path
+
+
 def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
     """See that a result can be written to ``path``, before the work that makes it.
 

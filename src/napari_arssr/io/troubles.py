@@ -40,8 +40,8 @@ def disk_full(path: Path, need: int) -> FileError:
     """The result does not fit; ``need`` is its size in bytes."""
     packed = " before compression" if path.name.lower().endswith(".gz") else ""
     return FileError(
-        f"The disk is full: {path} needs {need:,} bytes{packed}; make room, choose another "
-        "place, or ask for fewer voxels."
+        f"There is no room on the disk: {path} needs {need:,} bytes{packed}; make room, choose "
+        "another place, or ask for fewer voxels."
     )
 
 

@@ -185,6 +185,11 @@ def _read_any_card(file: Path) -> Card | BaselineCard:
         raise FileError(
             f"{file}: this is not a whole safetensors file ({error}); fetch or export it again."
         ) from None
+    if _CARD_KEY not in header:
+        raise FileError(
+            f"{file}: its header does not describe a network of napari-arssr; use weights that "
+            "napari-arssr wrote, or a published ArSSR checkpoint (.pkl)."
+        )
     try:
         values = json.loads(header[_CARD_KEY])
         config = values.pop("config")

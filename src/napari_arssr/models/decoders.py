@@ -83,6 +83,15 @@ class PublishedDecoder(nn.Module):
             stage[..., channels + axis] += code[..., 0]
         return _linear_relu(self.stage_two, stage)[..., 0]
 
+    def at_points(self, features: Tensor, points: Tensor) -> Tensor:
+        """:meth:`forward` for points that share no axes: features (…, channels), points (…, 3).
+
+        Positions (z, y, x) are absolute, in [-1, 1].
+        """
+        inputs = torch.cat([features, points.to(features.dtype)], dim=-1)
+        decoded: Tensor = self.stage_two(inputs + self.stage_one(inputs))
+        return decoded[..., 0]
+
 
 class ResidualDecoder(nn.Module):
     """The decoder of this project: a residual over cubic interpolation of the LR volume.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from napari_arssr.models import ArSSR, ModelConfig, Regressor, build
+from napari_arssr.models import ArSSR, Regressor, build
 from napari_arssr.models.decoders import PublishedDecoder
 from napari_arssr.models.lattice import Matrices
 from napari_arssr.training.config import TrainingConfig
@@ -76,10 +76,7 @@ Batch = LatticeBatch | PointBatch | GridBatch
 
 def build_network(config: TrainingConfig) -> Network:
     """The network that settings ask for, with random weights."""
-    network = config.network
-    if isinstance(network, ModelConfig):
-        return build(network)
-    return build(network)
+    return build(config.network)
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
@@ -122,9 +119,7 @@ def _predict_points(model: ArSSR, batch: PointBatch) -> Tensor:
     assert isinstance(decoder, PublishedDecoder)
     features = model.encode(batch.low)
     sampled = _interpolate(features, batch.points)
-    inputs = torch.cat([sampled, batch.points.to(sampled.dtype)], dim=-1)
-    hidden: Tensor = decoder.stage_two(inputs + decoder.stage_one(inputs))
-    return hidden[..., 0].float()
+    return decoder.at_points(sampled, batch.points).float()
 
 
 def _interpolate(features: Tensor, points: Tensor) -> Tensor:

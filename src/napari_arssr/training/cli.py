@@ -298,13 +298,49 @@ def _settings(options: argparse.Namespace) -> RunConfig:
     _let_minutes_count(given, options)
     if options.baseline or options.scale:
         config = _of_baseline(config, options, settled=file is not None)
-    if not resumed and options.self_training:
+    _refuse_without_effect(config, given, options)
+    if resumed:
+        _check_beginning(config, options)
+    elif options.self_training:
         return _self_training(config, given, options)
     if not resumed and options.start:
         # A rate that a file names is meant.
         config = starting_from(config, options.start, slower=1.0 if options.config else 10.0)
     settings: RunConfig = from_plain(config, given)
     return settings
+
+
+def _check_beginning(config: RunConfig, options: argparse.Namespace) -> None:
+    """A run that goes on began as it began; the same words may be said again."""
+    if options.start and options.start != config.start:
+        began = f"with --from {config.start}" if config.start else "from random weights"
+        raise UsageError(
+            f"{options.out}: this run began {began}, not with {options.start}; leave --from out, "
+            "or start in another folder."
+        )
+    if options.self_training and not config.data.isotropic:
+        raise UsageError(
+            f"{options.out}: this run is none of --self; leave --self out, or start in another "
+            "folder."
+        )
+
+
+def _refuse_without_effect(
+    config: RunConfig, given: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Refuse options that the network or the protocol has no use for."""
+    training = given.get("training", {})
+    if config.training.baseline and "model" in training:
+        raise UsageError(
+            f"{config.training.baseline} has neither encoder nor decoder; leave "
+            f"{', '.join('--' + name.replace('_', '-') for name in training['model'])} out."
+        )
+    idle = {"paper": ("sharp_axes", "edges"), "scanner": ("samples",)}[config.training.protocol]
+    useless = [f"--{name.replace('_', '-')}" for name in idle if name in training]
+    if useless:
+        raise UsageError(
+            f"{', '.join(useless)} means nothing to the preset {config.preset!r}; leave it out."
+        )
 
 
 def _of_baseline(config: RunConfig, options: argparse.Namespace, *, settled: bool) -> RunConfig:
@@ -324,10 +360,10 @@ def _of_baseline(config: RunConfig, options: argparse.Namespace, *, settled: boo
 
 
 def _let_minutes_count(given: dict[str, Any], options: argparse.Namespace) -> None:
-    """A length that is given takes the place of the preset's; a file's own words stand."""
+    """A length that is given takes the place of the preset's or the run's, not of a file's."""
     lengths = ("steps", "epochs", "minutes")
     asked = [name for name in lengths if getattr(options, f"training.{name}") is not None]
-    if asked and not (options.resume or options.config):
+    if asked and not options.config:
         training = given["training"]
         training.update({name: 0 for name in lengths if name not in asked})
 
@@ -335,6 +371,7 @@ def _let_minutes_count(given: dict[str, Any], options: argparse.Namespace) -> No
 def _self_training(
     config: RunConfig, given: dict[str, Any], options: argparse.Namespace
 ) -> RunConfig:
+    from napari_arssr.training.config import preset
     from napari_arssr.training.plain import from_plain
     from napari_arssr.training.selfsupervision import MINUTES, self_training
 
@@ -343,8 +380,11 @@ def _self_training(
         raise UsageError("--self learns from one volume; give one file and not several.")
     if options.preset == "paper":
         raise UsageError("--self has a protocol of its own; leave --preset out.")
-    base: RunConfig = from_plain(config, {"training": {"steps": 0, "minutes": MINUTES}})
-    return from_plain(self_training(base, data[0], start=options.start or "default"), given)
+    lengths = ("steps", "epochs", "minutes")
+    usual = preset(config.preset).training
+    if all(getattr(config.training, name) == getattr(usual, name) for name in lengths):
+        config = from_plain(config, {"training": {"steps": 0, "epochs": 0, "minutes": MINUTES}})
+    return from_plain(self_training(config, data[0], start=options.start or "default"), given)
 
 
 def _gpu(text: str) -> str:
@@ -431,8 +471,8 @@ def _add_export(commands: Any) -> None:
     command.add_argument(
         "--which",
         choices=["best", "last"],
-        default="best",
-        help="of the best validation (default), or of the last checkpoint",
+        help="of the best validation, or of the last checkpoint (default: best, where the run was "
+        "watched on other volumes than it was trained on)",
     )
     command.add_argument("--half", action="store_true", help="as float16: half the size")
     command.add_argument("--name", default="", help="of the weights (default: as in the run)")

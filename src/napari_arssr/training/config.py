@@ -578,6 +578,8 @@ def of_baseline(config: RunConfig, baseline: str, scale: float | Sequence[float]
 def read_config(path: str | os.PathLike[str]) -> RunConfig:
     """Settings from a YAML file; what it does not name is as in its ``preset``.
 
+    A length of the run that it names, ``steps``, ``epochs`` or ``minutes``, takes the place of
+    those that it does not.
     A file that names weights to ``start`` from and no ``model`` takes theirs.
 
     Raises
@@ -600,8 +602,12 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     if not isinstance(values, dict):
         raise UsageError(f"{path}: this is not a list of settings and their values.")
     base = preset(values["preset"]) if "preset" in values else RunConfig()
-    config = from_plain(base, values, str(path))
     training = values.get("training") or {}
+    lengths = {"steps": 0, "epochs": 0, "minutes": 0.0}
+    if isinstance(training, dict) and lengths.keys() & training.keys():
+        rest = {name: zero for name, zero in lengths.items() if name not in training}
+        values = values | {"training": training | rest}
+    config = from_plain(base, values, str(path))
     if config.start and "model" not in training and not config.training.baseline:
         from napari_arssr import weights
 

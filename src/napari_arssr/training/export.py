@@ -132,7 +132,7 @@ def export_run(
     run: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
-    which: Which = "best",
+    which: Which | None = None,
     half: bool = False,
     name: str = "",
     licence: str = "",
@@ -145,8 +145,9 @@ def export_run(
     run : path
         Folder of the run, at any stage.
     path : path ending in ``.safetensors``
-    which : {"best", "last"}
-        Of the best validation, or of the last checkpoint.
+    which : {"best", "last"}, optional
+        Of the best validation, or of the last checkpoint. By default the best where the run was
+        watched on volumes of its own, and the last where only on what it was trained on.
     half : bool
         As float16: half the size.
     name, licence, training_data : str
@@ -181,13 +182,16 @@ def export_run(
     return path
 
 
-def _weights_of(run: Path, which: Which) -> tuple[Network, Card | BaselineCard]:
+def _weights_of(run: Path, which: Which | None) -> tuple[Network, Card | BaselineCard]:
     if not (run / LAST).is_file() and not (run / BEST).is_file():
         raise FileError(
             f"{run}: this folder holds no run ({LAST} or {BEST}); name the folder that was given "
             "to train as --out."
         )
-    if which == "best" and (run / BEST).is_file():
+    if which is None and (run / LAST).is_file():
+        watched = read_checkpoint(run / LAST)[RUN_KEY]["volumes"]["validation"]
+        which = "best" if watched and (run / BEST).is_file() else "last"
+    if which != "last" and (run / BEST).is_file():
         return _loaded(run / BEST)
     if which == "best":
         raise FileError(

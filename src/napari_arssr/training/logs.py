@@ -66,7 +66,7 @@ class TableLog:
         rows: list[list[str]] = []
         if self._path.exists():
             with writing(self._path), self._path.open(newline="") as opened:
-                rows = [row for row in list(csv.reader(opened))[1:] if int(row[0]) <= step]
+                rows = [row for row in csv.reader(opened) if _is_row(row) and int(row[0]) <= step]
         text = text_io.StringIO(newline="")
         csv.writer(text).writerows([_COLUMNS, *rows])
         write_whole(self._path, text.getvalue().encode())
@@ -87,6 +87,11 @@ class TableLog:
         ]
         with writing(self._path), self._path.open("a", newline="") as opened:
             csv.writer(opened).writerow(row)
+
+
+def _is_row(row: list[str]) -> bool:
+    """Whether a line is a row: one that the machine went down over can hold anything."""
+    return len(row) == len(_COLUMNS) and row[0].isdecimal()
 
 
 def tensorboard(folder: Path, step: int) -> TensorBoardLogger:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from napari_arssr.models.decoders import PublishedDecoder, ResidualDecoder
 from napari_arssr.training.batches import GridBatch, LatticeBatch
 from napari_arssr.training.config import TrainingConfig
 from napari_arssr.training.volumes import TrainingVolume, Voxels
+from napari_arssr.volume import rescaled
 
 __all__ = ["FOREGROUND", "ScannerPairs", "Stream", "decoder_of", "generator_for"]
 
@@ -59,7 +59,7 @@ def decoder_of(model: ModelConfig) -> PublishedDecoder | ResidualDecoder:
 @dataclass(frozen=True)
 class _Pair:
     low: Array
-    coordinates: list[npt.NDArray[np.floating[Any]]]
+    coordinates: list[npt.NDArray[np.float64]]
     cell: list[float]
     target: Array
     name: str
@@ -165,7 +165,7 @@ class _Draw:
         matrices, coordinates, picks, cell = [], [], [], []
         for n, margin, scanner in zip(counts, margins, scanners, strict=True):
             ratio = n / size
-            centres = margin + (np.arange(size) + 0.5) * ratio - 0.5
+            centres = margin + rescaled(np.arange(size), ratio)
             identity = n == size
             matrices.append(
                 np.eye(n, dtype=np.float32)
@@ -174,7 +174,7 @@ class _Draw:
             )
             pick = self._lattice(n)
             picks.append(pick + margin)
-            coordinates.append((pick + 0.5) / ratio - 0.5)
+            coordinates.append(rescaled(pick, 1 / ratio))
             cell.append(1 / ratio)
         low = apply_separable(matrices, high)
         if not ideal and choose(config.augmentation.noise):

@@ -26,6 +26,7 @@ from napari_arssr.training.batches import GridBatch, PointBatch
 from napari_arssr.training.config import TrainingConfig
 from napari_arssr.training.pairs import FOREGROUND, Stream, generator_for
 from napari_arssr.training.volumes import TrainingVolume, Voxels
+from napari_arssr.volume import rescaled
 
 __all__ = ["PaperPairs", "Patch", "fixed_patches", "patch_starts"]
 
@@ -171,7 +172,7 @@ class PaperPairs:
         low = apply_separable([ScannerModel("cubic").matrix(side, size) for side in sides], high)
         cubic = np.zeros(0, dtype=np.float32)
         if self.watch or config.baseline:
-            along = [(np.arange(side) + 0.5) * size / side - 0.5 for side in sides]
+            along = [rescaled(np.arange(side), size / side) for side in sides]
             cubic = apply_separable([spline_matrix(c, size) for c in along], low)
         names = (patch.volume.name,)
         if config.baseline:

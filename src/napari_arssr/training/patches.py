@@ -166,7 +166,9 @@ def _drawn(volumes: Sequence[TrainingVolume], settings: PatchSettings) -> Split:
             [settings.seed, int(subjects[subject][:16], 16)]
         ).generate_state(1, np.uint64)[0],
     )
-    kept = set(ranked[: round(len(ranked) * settings.validation_share)])
+    share = len(ranked) * settings.validation_share
+    # One at least, so that there is something to watch a run on.
+    kept = set(ranked[: max(round(share), 1 if share > 0 and len(ranked) > 1 else 0)])
     if len(kept) == len(ranked):
         raise UsageError("Nothing would be left to train on; give more subjects.")
     return Split(

@@ -27,7 +27,7 @@ from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, read_checkpoint
 from napari_arssr.training.config import Precision, RunConfig, TrainingConfig, write_config
 from napari_arssr.training.data import PairData, steps_an_epoch, worker_count
-from napari_arssr.training.export import BEST, card_of, export_run, run_record
+from napari_arssr.training.export import card_of, export_run, run_record
 from napari_arssr.training.files import make_folder, remove_partial
 from napari_arssr.training.keeper import Keeper
 from napari_arssr.training.logs import Curves, Example, ProgressLine, TableLog, tensorboard
@@ -35,7 +35,7 @@ from napari_arssr.training.module import TrainingModule
 from napari_arssr.training.plain import to_plain
 from napari_arssr.training.progress import Plan, Progress
 from napari_arssr.training.signals import StopRequest, requeue, slurm_job
-from napari_arssr.training.volumes import Split, load_split, start_method
+from napari_arssr.training.volumes import Split, load_split, refuse_too_few, start_method
 from napari_arssr.upsampling import Settings, Target, upsample_file
 
 __all__ = ["CONFIG", "is_first_process", "starting_from", "train"]
@@ -110,10 +110,9 @@ def train(
     before = read_checkpoint(folder / LAST) if resume else None
     config = _with_precision(config, before, device)
     where = _Where.of(config, device)
-    split = _volumes(config, folder, warn if is_first_process() else lambda _: None)
-    model, start = _network(config, resuming=before is not None)
-    if before is not None:
-        start = before[RUN_KEY]["start"]
+    start = _start(config) if before is None else before[RUN_KEY]["start"]
+    split = _volumes(config, folder, start, warn if is_first_process() else lambda _: None)
+    model = _network(config, resuming=before is not None)
     record = run_record(config, split, start)
     if before is not None:
         _check_same_run(record, before[RUN_KEY], folder)
@@ -205,10 +204,18 @@ def _with_precision(
     return replace(config, training=replace(config.training, precision=precision))
 
 
-def _volumes(config: RunConfig, folder: Path, warn: Callable[[str], None]) -> Split:
+def _volumes(
+    config: RunConfig, folder: Path, start: dict[str, str], warn: Callable[[str], None]
+) -> Split:
     data, training = config.data, config.training
     workers = worker_count(data.workers)
-    cubes = {str(_as_cubes(Path(p), config, folder)): Path(p) for p in data.train if data.isotropic}
+    if data.isotropic and not data.validation:
+        refuse_too_few(len(data.train), training.holdout)  # before the work on cubes
+    cubes = {}
+    if data.isotropic:
+        cubes = {
+            str(_as_cubes(Path(path), config, folder, start)): Path(path) for path in data.train
+        }
     split = load_split(
         list(cubes) or data.train,
         data.validation,
@@ -230,11 +237,15 @@ def _volumes(config: RunConfig, folder: Path, warn: Callable[[str], None]) -> Sp
     return replace(split, train=tuple(train))
 
 
-def _as_cubes(path: Path, config: RunConfig, folder: Path) -> Path:
-    """A file upsampled to cubes by the weights that the run starts from; made once."""
+def _as_cubes(path: Path, config: RunConfig, folder: Path, start: dict[str, str]) -> Path:
+    """A file upsampled to cubes by the weights that the run starts from; made once.
+
+    Their name says what they are made of: a folder may hold those of an earlier attempt.
+    """
     if not path.is_file():
         raise FileError(f"{path} is no file; isotropic takes files and not folders.")
-    cubes = folder / _CUBES / f"{io.stem(path.name)}.nii"
+    of = f"{sha256_of(path)[:16]}-{start['sha256'][:16]}"
+    cubes = folder / _CUBES / f"{io.stem(path.name)}-{of}.nii"
     if not cubes.exists():
         make_folder(cubes.parent)
         settings = Settings(weights=config.start, device=config.machine.device)
@@ -242,28 +253,36 @@ def _as_cubes(path: Path, config: RunConfig, folder: Path) -> Path:
     return cubes
 
 
-def _network(config: RunConfig, *, resuming: bool) -> tuple[Network, dict[str, str]]:
-    """A network to start from, and which one that was."""
+def _start(config: RunConfig) -> dict[str, str]:
+    """Which weights a run starts from: name and SHA-256; empty for random ones."""
+    if not config.start:
+        return {}
+    path = Path(config.start) if config.training.baseline else weights.resolve(config.start)
+    name = config.start if config.start in weights.REGISTRY else path.name
+    if not path.is_file():
+        raise FileError(f"{path} does not exist; check its name.")
+    return {"name": name, "sha256": sha256_of(path)}
+
+
+def _network(config: RunConfig, *, resuming: bool) -> Network:
+    """A network to start from."""
     if not config.start or resuming:
         torch.manual_seed(config.training.seed)
-        return build_network(config.training), {}
+        return build_network(config.training)
     ours = config.training.network
     model: Network
     if config.training.baseline:
-        path = Path(config.start)
-        model, card = load_baseline(path)
+        model, card = load_baseline(Path(config.start))
         theirs: Any = card.config
-        name = path.name
     else:
-        path = weights.resolve(config.start)
         loaded = weights.load(config.start)
-        model, theirs, name = copy.deepcopy(loaded.model), loaded.card.config, loaded.name
+        model, theirs = copy.deepcopy(loaded.model), loaded.card.config
     if theirs != ours:
         raise UsageError(
             f"{config.start} holds another network than the settings ask for "
             f"({_differences(to_plain(ours), to_plain(theirs))}); set them as they are there."
         )
-    return model, {"name": name, "sha256": sha256_of(path)}
+    return model
 
 
 def is_first_process() -> bool:
@@ -448,8 +467,7 @@ class _Session:
         """Write the run's weights."""
         path = self._folder / f"{self._config.weights.name}.safetensors"
         if is_first_process():
-            best = bool(self._split.validation) and (self._folder / BEST).exists()
-            export_run(self._folder, path, which="best" if best else "last")
+            export_run(self._folder, path)
             for unpacked in (self._folder / _UNPACKED).glob("*.npy"):
                 unpacked.unlink()
         return path

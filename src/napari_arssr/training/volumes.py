@@ -112,8 +112,8 @@ def _normalised(
     try:
         normalizer = Normalizer.fit(data, method)
         normal = normalizer.normalize(data)
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from None
+    except FileError as error:
+        raise FileError(f"{name}: {error}") from None
     if normal.max() == normal.min():
         raise UsageError(f"{name}: the volume is constant; there is nothing to learn from.")
     return _stored(normal), normalizer
@@ -246,16 +246,22 @@ def load_split(
     watched = load_volumes(validation, **options) if validation else []
     if not watched and holdout:
         subjects = list(dict.fromkeys(volume.subject for volume in trained))
-        if len(subjects) <= holdout:
-            raise UsageError(
-                f"{len(subjects)} subjects cannot be trained on with {holdout} held out; give "
-                "more volumes, hold out fewer, or name validation volumes."
-            )
+        refuse_too_few(len(subjects), holdout)
         kept = set(subjects[-holdout:])
         watched = [volume for volume in trained if volume.subject in kept]
         trained = [volume for volume in trained if volume.subject not in kept]
     _refuse_leaks(trained, watched)
     return Split(tuple(trained), tuple(watched))
+
+
+def refuse_too_few(subjects: int, holdout: int) -> None:
+    """Raise UsageError where nothing is left to train on once some subjects are held out."""
+    if subjects <= holdout:
+        many = "1 subject" if subjects == 1 else f"{subjects} subjects"
+        raise UsageError(
+            f"{many} cannot be trained on with {holdout} held out; give more volumes, hold out "
+            "fewer (--holdout), or name validation volumes (--val)."
+        )
 
 
 def _refuse_leaks(train: Sequence[TrainingVolume], validation: Sequence[TrainingVolume]) -> None:
@@ -315,6 +321,9 @@ def load_volumes(
         If there is no volume; with ``strict`` of the first that cannot be used.
     """
     given = [Path(path) for path in paths]
+    for path in given:
+        if not os.path.lexists(path):
+            raise FileError(f"{path} does not exist; check its name.")
     files = sorted((f for path in given for f in find_files(path)), key=lambda path: path.name)
 
     def read(file: Path) -> TrainingVolume | ArssrError:
@@ -347,7 +356,7 @@ def load_volumes(
                 TrainingVolume(result.data, name, subject, result.sha256, result.content, str(file))
             )
     if not found:
-        raise UsageError(f"There is no volume to train on in {', '.join(map(str, given))}.")
+        raise UsageError(f"There is no volume that can be used in {', '.join(map(str, given))}.")
     return found
 
 
