@@ -2,12 +2,14 @@
 
     python benchmarks/scores.py run DATA --rows docs/scores.csv
     python benchmarks/scores.py table --rows docs/scores.csv
+    python benchmarks/scores.py enter WEIGHTS --rows docs/scores.csv
 
 DATA is a folder with brains_t1w/val, lesion, template and thick_slices in it (their sources
 are in docs/weights.md). Every HR volume is cut to its brain, measured by the scanner model
 (Gaussian, full width at half maximum one LR voxel), brought back to its own grid and compared
 with itself inside the brain mask. "consistent" is the network with --consistency gaussian. A
-run that stopped goes on where it was.
+run that stopped goes on where it was. "enter" writes the means into the header of the weights
+that were scored, and the new digest of that file into the rows.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from napari_arssr import io, upsampling, weights
+from napari_arssr import io, models, upsampling, weights
 from napari_arssr.consistency import Consistency
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError
@@ -77,7 +80,12 @@ def main() -> int:
     run.add_argument("--precision", default="auto")
     table = commands.add_parser("table")
     table.add_argument("--rows", type=Path, required=True)
+    entering = commands.add_parser("enter")
+    entering.add_argument("weights", type=Path)
+    entering.add_argument("--rows", type=Path, required=True)
     options = parser.parse_args()
+    if options.command == "enter":
+        return enter(options.weights, options.rows)
     if options.command == "table":
         print(tables(read_rows(options.rows)))
         return 0
@@ -210,6 +218,51 @@ def tables(rows: list[Row]) -> str:
     return "\n\n".join(
         "\n".join(_table(name, noise, group)) for (name, noise), group in sorted(groups.items())
     )
+
+
+def enter(path: Path, rows_path: Path) -> int:
+    """Write the means into a weights file's header, and its new digest into the rows."""
+    rows = read_rows(rows_path)
+    scored = {row.weights_sha256 for row in rows if row.method in NETWORK}
+    if scored != {_digest(str(path))}:
+        print(f"{rows_path} does not hold the scores of {path}: {scored}.", file=sys.stderr)
+        return 1
+    model, card = models.load(path)
+    models.save(path, model, replace(card, scores=means(rows)), torch.float16)
+    digest = _digest(str(path))
+    rows_path.unlink()
+    for row in rows:
+        entered = digest if row.method in NETWORK else ""
+        append_row(rows_path, replace(row, weights_sha256=entered))
+    return 0
+
+
+def means(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Data set → scale → mean PSNR in the brain, and how much of that is over cubic; in dB."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name in SETS:
+        for noise in sorted({row.noise_percent for row in rows if row.dataset == name}):
+            title = f"{name}, {noise:g} % noise" if noise else name
+            for scale in SCALES:
+                psnrs = {
+                    method: np.mean(chosen)
+                    for method in ("cubic", "network")
+                    if (
+                        chosen := [
+                            row.psnr
+                            for row in rows
+                            if (row.dataset, row.noise_percent, row.scale, row.method)
+                            == (name, noise, scale, method)
+                        ]
+                    )
+                }
+                if len(psnrs) == 2:
+                    gain = psnrs["network"] - psnrs["cubic"]
+                    values = {"PSNR": psnrs["network"], "gain over cubic": gain}
+                    found.setdefault(title, {})[scale] = {
+                        what: round(float(value), 2) for what, value in values.items()
+                    }
+    return found
 
 
 def _table(name: str, noise: float, rows: list[Row]) -> Iterator[str]:
