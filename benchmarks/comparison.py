@@ -14,8 +14,9 @@ steps of their usual batch in minutes. Beside them stand cubic interpolation, ba
 bundled weights as they are and those of ``--weights``, which had budgets of their own. No
 validation volume is seen in training.
 
-What was broken off goes on where it was, and what is done is not done again. The tables, curves
-and pictures are in OUT/scores then.
+What was broken off goes on where it was, and what is done is not done again. Beside its weights
+each network's options and budget are kept; with others the same OUT is refused, because its
+networks would not have had the same. The tables, curves and pictures are in OUT/scores then.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from napari_arssr.evaluation.rows import write_whole
 
 BASELINES = ("SRCNN3D", "DCSRN", "ResCNN")
 ENCODERS = ("RDN", "ResCNN", "SRResNet")
@@ -55,6 +58,16 @@ class Run:
     words: tuple[str, ...]
     share: float = 1.0
 
+    @property
+    def kept(self) -> Path:
+        """File beside the weights that says by what options and budget they are trained."""
+        return self.weights.with_suffix(".txt")
+
+    def folder(self, out: Path) -> Path:
+        """Where it is trained."""
+        place = self.weights.relative_to(out / "weights").with_suffix("")
+        return out / "runs" / "-".join(place.parts)
+
 
 def main() -> int:
     options = _options()
@@ -64,11 +77,15 @@ def main() -> int:
     if missing and not options.commands:
         print(f"There is no {', '.join(missing)}: nothing compared.", file=sys.stderr)
         return 1
+    if others := list(trained_otherwise(options)):
+        others.append(f"Nothing compared: remove these, or name another folder than {options.out}.")
+        print("\n".join(others), file=sys.stderr)
+        return 1
     for run in runs(options):
         if run.weights.is_file():
             continue
         if not options.commands:
-            run.weights.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(run.kept, f"{asked(run, options)}\n".encode())
         for words in training(run, train, options):
             if status := call(words, options):
                 return status
@@ -117,18 +134,34 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
         yield Run(name, weights / f"{name}.safetensors", words)
 
 
+def asked(run: Run, options: argparse.Namespace) -> str:
+    """Options and budget of a network's training, as words of the command line."""
+    if options.minutes is None:
+        budget = ["--steps", str(max(1, round(options.steps * run.share)))]
+    else:
+        budget = ["--minutes", f"{options.minutes * run.share:g}"]
+    return shlex.join([*run.words, *budget])
+
+
+def trained_otherwise(options: argparse.Namespace) -> Iterator[str]:
+    """A sentence for each network that is there, or begun, by other options than are asked for."""
+    for run in runs(options):
+        found = [path for path in (run.weights, run.folder(options.out)) if path.exists()]
+        if not found:
+            continue
+        kept = run.kept.read_text(encoding="utf-8").strip() if run.kept.is_file() else "unknown"
+        if kept != asked(run, options):
+            yield f"{found[0]}: trained with {kept}, and not with {asked(run, options)}."
+
+
 def training(run: Run, data: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     """The commands that make its weights, as far as they are not made."""
-    place = run.weights.relative_to(options.out / "weights").with_suffix("")
-    folder = options.out / "runs" / "-".join(place.parts)
+    folder = run.folder(options.out)
     if (folder / "last.ckpt").is_file():
         words = ["train", "--out", str(folder), "--resume"]
     else:
-        words = ["train", str(data), "--out", str(folder), *run.words, "--name", run.method]
-        if options.minutes is None:
-            words += ["--steps", str(max(1, round(options.steps * run.share)))]
-        else:
-            words += ["--minutes", f"{options.minutes * run.share:g}"]
+        words = ["train", str(data), "--out", str(folder), "--name", run.method]
+        words += shlex.split(asked(run, options))
     words += ["--device", options.device]
     if options.workers is not None:
         words += ["--workers", str(options.workers)]

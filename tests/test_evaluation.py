@@ -351,6 +351,46 @@ def test_the_comparison_is_made_by_commands_that_there_are(tmp_path, monkeypatch
     assert not (tmp_path / "o").exists()
 
 
+def test_a_comparison_is_not_gone_on_with_at_another_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import comparison
+
+    for place in ("brains_t1w/train", "brains_t1w/val", "lesion"):
+        (tmp_path / "DATA" / place).mkdir(parents=True)
+    calls = []
+
+    def call(words, _options):
+        calls.append(words)
+        if words[0] == "export":
+            Path(words[2]).write_bytes(b"weights")
+        return int(broken and words[0] == "train" and "3" in words)
+
+    monkeypatch.setattr(comparison, "call", call)
+    words = [str(tmp_path / "DATA"), "--out", str(tmp_path / "o"), "--scales", "2", "3"]
+    words += ["--baselines", "DCSRN", "--encoders"]
+
+    def compare_at(*budget):
+        calls.clear()
+        monkeypatch.setattr(sys, "argv", ["comparison.py", *words, *budget])
+        return comparison.main()
+
+    broken = True
+    assert compare_at("--minutes", "4") == 1  # one network is trained, the second broken off
+    (tmp_path / "o" / "runs" / "DCSRN-x3").mkdir(parents=True)
+    for budget in (["--minutes", "5"], ["--steps", "4"], ["--minutes", "4", "--", "--batch", "1"]):
+        assert compare_at(*budget) == 1
+        assert calls == []
+        said = capsys.readouterr().err
+        assert "x2.safetensors: trained with --baseline DCSRN --scale 2 --minutes 4, and" in said
+        assert "DCSRN-x3: trained with --baseline DCSRN --scale 3 --minutes 4, and" in said
+    broken = False
+    assert compare_at("--minutes", "4") == 0
+    assert [line[0] for line in calls] == ["train", "export"] * 2 + ["evaluate"]
+    (tmp_path / "o" / "weights" / "DCSRN" / "x2.txt").unlink()
+    assert compare_at("--minutes", "4") == 1
+    assert "x2.safetensors: trained with unknown" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------- methods
 
 
