@@ -305,6 +305,20 @@ def test_a_chart_says_under_its_title_how_was_measured():
     assert float(frame.get("y")) > float(subtitle.get("y"))
 
 
+def test_bars_stand_beside_each_other():
+    series = [Series(name, (2, 3), (30, 28), (1, 1), marked=True) for name in "abc"]
+    root = ET.fromstring(line_chart(series, "", "x", "y", x_ticks=(2, 3)))
+    colours = {}
+    for node in root.iter(f"{SVG}line"):
+        if node.get("x1") == node.get("x2"):
+            colours.setdefault(node.get("stroke"), []).append(float(node.get("x1")))
+    bars = [places for colour, places in colours.items() if colour != "#dddddd"]
+    assert [len(places) for places in bars] == [2, 2, 2]
+    assert np.diff(bars, axis=0) == pytest.approx(4, abs=0.2)
+    ticks = colours["#dddddd"]
+    assert np.mean(bars, axis=0) == pytest.approx(ticks, abs=0.2)
+
+
 def test_curves_are_over_the_volumes_that_all_methods_have(tmp_path):
     from napari_arssr.evaluation.report import write_report
 
@@ -314,7 +328,9 @@ def test_curves_are_over_the_volumes_that_all_methods_have(tmp_path):
             add_row(tmp_path / "rows.csv", found)
     write_report(tmp_path, tmp_path / "rows.csv")
     root = ET.parse(tmp_path / "figures" / "set-gaussian-1-psnr.svg").getroot()
-    one, other = (node.get("points") for node in root.iter(f"{SVG}polyline"))
+    lines = [node.get("points").split() for node in root.iter(f"{SVG}polyline")]
+    one, other = ([point.split(",")[1] for point in line] for line in lines)
+    assert len(one) == 2
     assert one == other
     words = [node.text for node in root.iter(f"{SVG}text")]
     assert {"PSNR: set", "scanner model gaussian:1"} <= set(words)

@@ -19,6 +19,7 @@ _BLACK = "#000000"
 
 _HEIGHT, _PLOT = 430, 452  # of the picture, and the width of what is inside the axes
 _SUBTITLE = 22  # more height where there is one
+_BESIDE, _BESIDE_ALL = 4.0, 32.0  # pixels from bar to bar that would else lie on each other
 _LEFT, _TOP, _BOTTOM = 78, 44, 58
 _KEY = 52  # from the axes to a name in the legend
 _GLYPH = 0.62  # of the font's size: width of a letter of the widest of the fonts, about
@@ -132,21 +133,26 @@ def line_chart(
         + "</g>"
     )
     place, number = top + 12, 0
+    asides = _asides([one for one in drawn if any(one.error)])
     for one in drawn:
+        aside = asides.get(one.name, 0.0)
         colour, dash, width = _BLACK, "", 2.6
         if not one.strong:
             colour = COLOURS[number % len(COLOURS)]
             dash = _DASHES[number // len(COLOURS) % len(_DASHES)]
             width, number = 2.0, number + 1
-        points = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in zip(one.x, one.y, strict=True))
+        points = " ".join(
+            f"{to_x(x) + aside:.1f},{to_y(y):.1f}" for x, y in zip(one.x, one.y, strict=True)
+        )
         style = f"stroke='{colour}' stroke-width='{width}' stroke-dasharray='{dash}'"
         parts.append(f"<polyline points='{points}' fill='none' {style}/>")
         for x, y, e in zip(one.x, one.y, one.error or [0.0] * len(one.x), strict=True):
             if e:
-                parts.append(_line(to_x(x), to_y(y - e), to_x(x), to_y(y + e), colour))
+                across = to_x(x) + aside
+                parts.append(_line(across, to_y(y - e), across, to_y(y + e), colour))
             if one.marked:
                 parts.append(
-                    f"<circle cx='{to_x(x):.1f}' cy='{to_y(y):.1f}' r='4' fill='{colour}'/>"
+                    f"<circle cx='{to_x(x) + aside:.1f}' cy='{to_y(y):.1f}' r='4' fill='{colour}'/>"
                 )
         parts.append(
             f"<line x1='{right + 14}' y1='{place}' x2='{right + 44}' y2='{place}' {style}/>"
@@ -154,6 +160,12 @@ def line_chart(
         parts.append(_label(right + _KEY, place + 5, one.name))
         place += 22
     return "\n".join([*parts, "</svg>"])
+
+
+def _asides(barred: Sequence[Series]) -> dict[str, float]:
+    """Pixels to the right for each line with bars, so that every bar can be seen."""
+    step = min(_BESIDE, _BESIDE_ALL / max(1, len(barred) - 1))
+    return {one.name: step * (n - (len(barred) - 1) / 2) for n, one in enumerate(barred)}
 
 
 def _finite(one: Series) -> Series:

@@ -225,7 +225,8 @@ def _figure(
         limits=_limits(truth, view),
         window=window,
         letters=_LETTERS[plane],
-        title=(title, group.title),
+        # The font of pictures has no ×.
+        title=(f"{view.volume}, scale {scale}, {plane}", group.title),
     )
     buffer = bytes_io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
