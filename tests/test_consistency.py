@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -16,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_arssr import cli, upsample
+from napari_arssr.choices import SCANNER_KINDS, ScannerKind
 from napari_arssr.consistency import Consistency
-from napari_arssr.degradation import Kind, ScannerModel
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.evaluation.back_projection import back_project
 from napari_arssr.field import CubicField
 from napari_arssr.interpolation import spline_matrix
@@ -25,7 +25,7 @@ from napari_arssr.phantom import Phantom
 from napari_arssr.volume import Box, Grid, Volume
 
 FloatArray = npt.NDArray[np.float32]
-KINDS: tuple[Kind, ...] = ("gaussian", "slice-profile", "kspace", "cubic")
+KINDS: tuple[ScannerKind, ...] = ("gaussian", "slice-profile", "kspace", "cubic")
 
 
 def random_volume(shape: tuple[int, int, int], seed: int = 0) -> Volume:
@@ -47,7 +47,7 @@ def cut(data: FloatArray, ends: list[int]) -> Iterator[FloatArray]:
     seed=st.integers(0, 99),
 )
 def test_slab_by_slab_it_is_one_step_of_back_projection(
-    kind: Kind, scale: tuple[float, float, float], ends: list[int], seed: int
+    kind: ScannerKind, scale: tuple[float, float, float], ends: list[int], seed: int
 ) -> None:
     low = random_volume((7, 6, 9), seed)
     grid = low.grid.scaled(scale)
@@ -68,7 +68,7 @@ def test_slab_by_slab_it_is_one_step_of_back_projection(
     end=st.integers(1, 20),
 )
 def test_a_box_is_corrected_as_in_the_whole(
-    kind: Kind, scale: tuple[float, float, float], corner: tuple[float, ...], end: int
+    kind: ScannerKind, scale: tuple[float, float, float], corner: tuple[float, ...], end: int
 ) -> None:
     low = random_volume((30, 8, 9))
     grid = low.grid.scaled(scale)
@@ -126,8 +126,8 @@ def test_unknown_voxels_stay_unknown_and_spoil_nothing_else() -> None:
     np.testing.assert_allclose(corrected[:4], whole[:4], atol=0.2)  # far from the hole
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_nothing_is_corrected_by_what_unknown_voxels_would_have_shown(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", SCANNER_KINDS)
+def test_nothing_is_corrected_by_what_unknown_voxels_would_have_shown(kind: ScannerKind) -> None:
     # Lobes below zero and above cancel out beside a slab, but what lies in it still counts.
     low = random_volume((20, 4, 4))
     grid = low.grid.scaled(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_arssr import io
-from napari_arssr.degradation import Kind, ScannerModel
+from napari_arssr.choices import SCANNER_KINDS, ScannerKind
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.simulation import simulate_file
 from napari_arssr.volume import Grid, Volume
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[ScannerKind, ...] = SCANNER_KINDS
 EXAMPLES = settings(max_examples=60, deadline=None)
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -44,7 +44,7 @@ def centres(low: int, ratio: float) -> npt.NDArray[np.float64]:
     st.floats(-0.5, 39.5),
 )
 def test_a_constant_stays_what_it_is(
-    kind: Kind, width: float, high: int, ratio: float, centre: float
+    kind: ScannerKind, width: float, high: int, ratio: float, centre: float
 ) -> None:
     rows = ScannerModel(kind, width).rows(np.array([min(centre, high - 0.5)]), ratio, high)
     assert rows.shape == (1, high)
@@ -54,7 +54,7 @@ def test_a_constant_stays_what_it_is(
 
 
 @kinds
-def test_an_axis_that_is_not_coarser_is_not_measured_again(kind: Kind) -> None:
+def test_an_axis_that_is_not_coarser_is_not_measured_again(kind: ScannerKind) -> None:
     model = ScannerModel(kind, 1.7)
     np.testing.assert_array_equal(model.matrix(9, 9), np.eye(9))
     volume = Volume(np.random.default_rng(0).random((8, 9, 10), dtype=np.float32), np.eye(4))
@@ -69,7 +69,9 @@ def test_an_axis_that_is_not_coarser_is_not_measured_again(kind: Kind) -> None:
 
 @kinds
 @pytest.mark.parametrize("low", [(12, 16, 20), (17, 23, 10), (24, 11, 9)])
-def test_a_ramp_stays_where_it_is_in_the_world(kind: Kind, low: tuple[int, int, int]) -> None:
+def test_a_ramp_stays_where_it_is_in_the_world(
+    kind: ScannerKind, low: tuple[int, int, int]
+) -> None:
     grid = oblique((24, 32, 40))
     slope, offset = np.array([3.0, -2.0, 5.0]), 40.0
 
@@ -146,7 +148,7 @@ def test_kspace_passes_low_frequencies_and_stops_high_ones() -> None:
     st.tuples(*[st.floats(1, 5)] * 3),
 )
 def test_measuring_keeps_the_span(
-    kind: Kind, shape: tuple[int, int, int], scale: tuple[float, float, float]
+    kind: ScannerKind, shape: tuple[int, int, int], scale: tuple[float, float, float]
 ) -> None:
     grid = oblique(shape)
     coarse = grid.scaled([1 / k for k in scale])
@@ -161,7 +163,7 @@ def test_measuring_keeps_the_span(
 
 
 @kinds
-def test_the_adjoint_is_the_transposed_matrices(kind: Kind) -> None:
+def test_the_adjoint_is_the_transposed_matrices(kind: ScannerKind) -> None:
     random = np.random.default_rng(0)
     high, low = (9, 12, 7), (4, 5, 7)
     x, y = random.standard_normal(high), random.standard_normal(low)

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_arssr.choices import Normalization
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.normalization import Method, Normalizer
+from napari_arssr.normalization import Normalizer
 
-METHODS: tuple[Method, ...] = ("percentile", "minmax", "none")
+METHODS: tuple[Normalization, ...] = ("percentile", "minmax", "none")
 
 
 def brain(dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -24,7 +25,7 @@ def brain(dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(METHODS), st.floats(-1e4, 1e4), st.floats(0.01, 1e4), st.integers(0, 99))
-def test_values_come_back(method: Method, low: float, range_: float, seed: int) -> None:
+def test_values_come_back(method: Normalization, low: float, range_: float, seed: int) -> None:
     array = low + range_ * np.random.default_rng(seed).random((4, 5, 6))
     normalizer = Normalizer.fit(array, method)
     back = normalizer.restore(normalizer.normalize(array))
@@ -72,7 +73,7 @@ def test_values_that_are_in_0_to_1_already_are_left_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("method", ["percentile", "minmax"])
-def test_values_that_are_not_finite_are_left_out(method: Method) -> None:
+def test_values_that_are_not_finite_are_left_out(method: Normalization) -> None:
     array = brain()
     clean = Normalizer.fit(array, method)
     array[0, 0, :3] = np.nan, np.inf, -np.inf
@@ -86,7 +87,7 @@ def test_values_that_are_not_finite_are_left_out(method: Method) -> None:
 
 @pytest.mark.parametrize("method", ["percentile", "minmax"])
 @pytest.mark.parametrize("value", [0, -3, 255, 1e-20, 1e30, -1e30])
-def test_a_constant_comes_back(method: Method, value: float) -> None:
+def test_a_constant_comes_back(method: Normalization, value: float) -> None:
     array = np.full((3, 4, 5), value)
     normalizer = Normalizer.fit(array, method)
     normal = normalizer.normalize(array)

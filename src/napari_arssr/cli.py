@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from napari_arssr import arguments
+from napari_arssr.choices import NORMALIZATIONS, PRECISIONS, SCANNER_KINDS
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation.cli import add_evaluate
 from napari_arssr.fitting.cli import add_fit
@@ -439,13 +440,13 @@ def _add_upsample(commands: Any) -> None:
     command.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
+        choices=PRECISIONS,
         help="of the network; auto: bfloat16 where it is faster and as good",
     )
     command.add_argument("--memory", type=arguments.memory, help="most memory to take: 2GB, 800MB")
     command.add_argument(
         "--normalize",
-        choices=["percentile", "minmax", "none"],
+        choices=NORMALIZATIONS,
         help="how intensities are brought to [0, 1] (default: as the weights were trained)",
     )
     command.add_argument(
@@ -500,7 +501,7 @@ def _add_simulate(commands: Any) -> None:
     command.add_argument(
         "--kind",
         default="gaussian",
-        choices=["gaussian", "slice-profile", "kspace", "cubic"],
+        choices=SCANNER_KINDS,
         help="point-spread function (default: gaussian)",
     )
     command.add_argument(

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.choices import SCANNER_KINDS, ScannerKind
 from napari_arssr.errors import UsageError
 from napari_arssr.interpolation import apply_separable, spline_matrix
 from napari_arssr.volume import Grid, Volume, rescaled
 
-__all__ = ["Kind", "ScannerModel"]
+__all__ = ["ScannerModel"]
 
-Kind = Literal["gaussian", "slice-profile", "kspace", "cubic"]
 Matrix = npt.NDArray[np.float32]
 
 _SIGMA_PER_FWHM = 1 / (2 * np.sqrt(2 * np.log(2)))
@@ -51,13 +51,13 @@ class ScannerModel:
         For an unknown kind or a width that is not above 0.
     """
 
-    kind: Kind = "gaussian"
+    kind: ScannerKind = "gaussian"
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        if self.kind not in SCANNER_KINDS:
             raise UsageError(
-                f"There is no scanner model {self.kind!r}: choose {', '.join(get_args(Kind))}."
+                f"There is no scanner model {self.kind!r}: choose {', '.join(SCANNER_KINDS)}."
             )
         if not 0 < self.width < np.inf:
             raise UsageError(f"The width of a scanner model must be above 0, not {self.width!r}.")
@@ -76,7 +76,7 @@ class ScannerModel:
             number = float(width) if width else 1.0
         except ValueError:
             raise UsageError(f"{width!r} is not the width of a scanner model.") from None
-        return cls(cast("Kind", kind), number)
+        return cls(cast("ScannerKind", kind), number)
 
     @property
     def text(self) -> str:

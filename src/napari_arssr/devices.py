@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, get_args
 
 import torch
 
+from napari_arssr.choices import PRECISIONS, Precision
 from napari_arssr.errors import UsageError
 
 __all__ = [
@@ -21,8 +21,6 @@ __all__ = [
     "is_out_of_memory",
     "onednn_takes",
 ]
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def available_devices() -> list[str]:
@@ -68,10 +66,8 @@ def choose_precision(name: str, device: torch.device, *, bfloat16_is_safe: bool)
     UsageError
         For an unknown name, or float16 on a CPU, which would be slower and less exact.
     """
-    if name not in get_args(Precision):
-        raise UsageError(
-            f"There is no precision {name!r}: choose {', '.join(get_args(Precision))}."
-        )
+    if name not in PRECISIONS:
+        raise UsageError(f"There is no precision {name!r}: choose {', '.join(PRECISIONS)}.")
     if name == "auto":
         fast = bfloat16_is_safe and bfloat16_is_faster(device)
         return torch.bfloat16 if fast else torch.float32

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.choices import NORMALIZATIONS, Normalization
 from napari_arssr.errors import FileError, UsageError
 
-__all__ = ["Method", "Normalizer"]
-
-Method = Literal["percentile", "minmax", "none"]
+__all__ = ["Normalizer"]
 
 # Percentiles, so that a few hot voxels do not squeeze all tissue into a corner of [0, 1].
 _LOW, _HIGH = 0.1, 99.9
@@ -32,7 +31,7 @@ class Normalizer:
     high: float = 1.0
 
     @classmethod
-    def fit(cls, array: npt.NDArray[Any], method: Method = "percentile") -> Normalizer:
+    def fit(cls, array: npt.NDArray[Any], method: Normalization = "percentile") -> Normalizer:
         """Fit to an array, non-finite values left out.
 
         Parameters
@@ -49,9 +48,9 @@ class Normalizer:
         FileError
             If no value is finite.
         """
-        if method not in get_args(Method):
+        if method not in NORMALIZATIONS:
             raise UsageError(
-                f"There is no normalisation {method!r}: choose {', '.join(get_args(Method))}."
+                f"There is no normalisation {method!r}: choose {', '.join(NORMALIZATIONS)}."
             )
         if method == "none":
             return cls()

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.choices import Normalization
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
-from napari_arssr.normalization import Method, Normalizer
+from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Box, Grid, Volume, as_triple
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Settings:
     device: str = "auto"
     precision: str = "auto"
     memory: int | None = None
-    normalize: Method | None = None
+    normalize: Normalization | None = None
     consistency: ScannerModel | None = None
 
 
@@ -131,7 +132,7 @@ def encode(
     device: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
-    normalize: Method | Normalizer | None = None,
+    normalize: Normalization | Normalizer | None = None,
 ) -> NetworkField:
     """A volume as a continuous function, to be sampled anywhere: ``field.sample(grid)``.
 
@@ -196,7 +197,7 @@ def upsample(
     device: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
-    normalize: Method | None = None,
+    normalize: Normalization | None = None,
     consistency: ScannerModel | None = None,
     lend: Lend = _afresh,
     progress: Report = _no_report,
@@ -478,7 +479,9 @@ def _slabs(
     return step.correct(field.slabs(step.source_grid, progress=progress, stop=stop))
 
 
-def _fit(volume: Volume, normalize: Method | Normalizer | None, loaded: Loaded) -> Normalizer:
+def _fit(
+    volume: Volume, normalize: Normalization | Normalizer | None, loaded: Loaded
+) -> Normalizer:
     if isinstance(normalize, Normalizer):
         return normalize
     try:

@@ -22,8 +22,8 @@ from napari_arssr.errors import FileError, UsageError
 from napari_arssr.files import sha256_of
 
 if TYPE_CHECKING:
+    from napari_arssr.choices import Normalization
     from napari_arssr.models import ArSSR, Card
-    from napari_arssr.normalization import Method
 
 __all__ = [
     "BUNDLED",
@@ -95,7 +95,7 @@ class Weights:
     source: str
     filename: str
     licence: str
-    normalization: Method
+    normalization: Normalization
     parameters: int | None = None
     digest: str | None = None
     size: int | None = None
@@ -149,7 +149,7 @@ class Loaded:
     model: ArSSR
     card: Card
     name: str
-    normalization: Method
+    normalization: Normalization
 
     @property
     def bfloat16(self) -> bool:
@@ -430,7 +430,7 @@ def load(
     if record is None:
         # A network that was trained here has a record of it, and saw what training shows.
         published = card.config.decoder == "published" and not card.training
-        usual: Method = "minmax" if published else "percentile"
+        usual: Normalization = "minmax" if published else "percentile"
         normalization = card.training.get("normalization", usual)
         return Loaded(model, card, path.name, normalization)
     if not record.bundled:

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from napari_arssr.choices import NORMALIZATIONS, Normalization
 from napari_arssr.models.encoders import ResCNN
 
 __all__ = ["BaselineConfig", "BaselineName", "Regressor"]
@@ -43,12 +44,12 @@ class BaselineConfig:
 
     network: BaselineName
     scale: tuple[float, float, float]
-    normalization: Literal["percentile", "minmax", "none"] = "percentile"
+    normalization: Normalization = "percentile"
 
     def __post_init__(self) -> None:
         if self.network not in get_args(BaselineName):
             raise ValueError(f"There is no baseline {self.network!r}.")
-        if self.normalization not in ("percentile", "minmax", "none"):
+        if self.normalization not in NORMALIZATIONS:
             raise ValueError(f"There is no normalisation {self.normalization!r}.")
         try:
             z, y, x = (float(k) for k in self.scale)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_arssr import arguments
+from napari_arssr.choices import NORMALIZATIONS, PRECISIONS
 from napari_arssr.errors import Cancelled, UsageError
 from napari_arssr.terminal import INTERRUPTED
 
@@ -102,7 +103,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     )
     _add(data, "--hr-data-train", dest="data.train", nargs="+", help="the same as DATA")
     _add(data, "--holdout", type=int, help="subjects of DATA kept back to watch the run")
-    _add(data, "--normalize", dest="training.normalization", choices=_NORMALIZATIONS)
+    _add(data, "--normalize", dest="training.normalization", choices=NORMALIZATIONS)
     _add(data, "--cache", dest="data.cache", choices=["memory", "none"], help=_CACHE_HELP)
     _add(data, "--workers", dest="data.workers", type=int, help="processes that make pairs")
     _add(
@@ -202,12 +203,11 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
     _add(
         machine,
         "--precision",
-        choices=["auto", "float32", "bfloat16", "float16"],
+        choices=PRECISIONS,
         help="of the network; auto: bfloat16 where it is faster",
     )
 
 
-_NORMALIZATIONS = ["percentile", "minmax", "none"]
 _CACHE_HELP = "memory: hold the set; none: read patches from the files, for sets beyond memory"
 
 
@@ -418,7 +418,7 @@ def _add_patches(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument(
         "--normalize",
-        choices=_NORMALIZATIONS,
+        choices=NORMALIZATIONS,
         default="minmax",
         help="how intensities are brought to [0, 1] (default: minmax)",
     )

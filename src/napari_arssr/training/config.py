@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from napari_arssr.choices import Normalization, Precision
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.models import BaselineConfig, ModelConfig
-from napari_arssr.normalization import Method
 from napari_arssr.training.files import write_whole
 from napari_arssr.training.plain import from_plain, require_finite, to_plain
 from napari_arssr.volume import as_triple
@@ -32,7 +32,6 @@ __all__ = [
 PresetName = Literal["default", "paper"]
 Protocol = Literal["scanner", "paper"]
 Schedule = Literal["cosine", "step", "constant"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Cache = Literal["memory", "none"]
 Strategy = Literal["auto", "ddp"]
 Baseline = Literal["", "SRCNN3D", "DCSRN", "ResCNN"]
@@ -242,7 +241,7 @@ class TrainingConfig:
     model: ModelConfig = BUNDLED_NETWORK
     baseline: Baseline = ""
     scale: tuple[float, ...] = ()
-    normalization: Method = "percentile"
+    normalization: Normalization = "percentile"
     smallest_scale: float = 1.2
     largest_scale: float = 4.0
     patch: int = 20
@@ -384,7 +383,7 @@ _LEAST: dict[tuple[str, ...], int] = {
 _CHOICES: dict[str, Any] = {
     "protocol": Protocol,
     "baseline": Baseline,
-    "normalization": Method,
+    "normalization": Normalization,
     "schedule": Schedule,
     "precision": Precision,
 }

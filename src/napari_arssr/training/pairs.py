@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from napari_arssr.degradation import Kind, ScannerModel
+from napari_arssr.choices import ScannerKind
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.interpolation import apply_separable, linear_weights, spline_matrix
 from napari_arssr.models import ModelConfig, build
 from napari_arssr.models.decoders import PublishedDecoder, ResidualDecoder
@@ -258,7 +259,7 @@ class _Draw:
         width = 1.0
         if self._chance(augmentation.other_width):
             width = float(augmentation.width_factor ** generator.uniform(-1, 1))
-        kind: Kind = "gaussian"
+        kind: ScannerKind = "gaussian"
         if self._chance(augmentation.other_kind):
             kind = "slice-profile" if self._chance(0.5) else "kspace"
         return ScannerModel(kind, width)

@@ -19,8 +19,8 @@ import numpy as np
 
 import napari_arssr
 from napari_arssr import io
+from napari_arssr.choices import Normalization
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.normalization import Method
 from napari_arssr.training.files import make_folder, write_whole
 from napari_arssr.training.paper import patch_starts
 from napari_arssr.training.volumes import (
@@ -57,7 +57,7 @@ class PatchSettings:
     count: int = 6
     seed: int = 0
     validation_share: float = 0.125
-    normalization: Method = "minmax"
+    normalization: Normalization = "minmax"
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.count < 1 or self.seed < 0:

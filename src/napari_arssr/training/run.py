@@ -19,13 +19,14 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from napari_arssr import io, weights
+from napari_arssr.choices import Precision
 from napari_arssr.devices import bfloat16_is_faster, choose_device, float32_means_float32
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
 from napari_arssr.files import sha256_of
 from napari_arssr.models import load_baseline, save
 from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, read_checkpoint
-from napari_arssr.training.config import Precision, RunConfig, TrainingConfig, write_config
+from napari_arssr.training.config import RunConfig, TrainingConfig, write_config
 from napari_arssr.training.data import PairData, steps_an_epoch, worker_count
 from napari_arssr.training.export import card_of, export_run, run_record
 from napari_arssr.training.files import make_folder, remove_partial

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr import io
+from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, FileError, UsageError
 from napari_arssr.files import sha256_of
-from napari_arssr.normalization import Method, Normalizer
+from napari_arssr.normalization import Normalizer
 from napari_arssr.training.files import make_folder, write_whole
 
 __all__ = [
@@ -88,7 +89,7 @@ class TrainingVolume:
         data: npt.NDArray[Any],
         name: str,
         smallest: int = 1,
-        normalization: Method = "percentile",
+        normalization: Normalization = "percentile",
     ) -> Self:
         """Normalise an array.
 
@@ -102,7 +103,7 @@ class TrainingVolume:
 
 
 def _normalised(
-    data: npt.NDArray[Any], name: str, smallest: int, method: Method
+    data: npt.NDArray[Any], name: str, smallest: int, method: Normalization
 ) -> tuple[npt.NDArray[np.float16], Normalizer]:
     if min(data.shape) < smallest:
         sizes = "×".join(str(n) for n in data.shape[::-1])
@@ -287,7 +288,7 @@ def load_volumes(
     paths: Iterable[str | os.PathLike[str]],
     *,
     smallest: int = 1,
-    normalization: Method = "percentile",
+    normalization: Normalization = "percentile",
     unpack_to: Path | None = None,
     share: bool = False,
     strict: bool = False,
@@ -393,7 +394,7 @@ _BIDS_ROOT = "dataset_description.json"
 
 
 def _read(
-    file: Path, smallest: int, method: Method, unpack_to: Path | None, *, share: bool
+    file: Path, smallest: int, method: Normalization, unpack_to: Path | None, *, share: bool
 ) -> TrainingVolume:
     volume = io.read(file).frame(0)
     if _is_patch(file):
