@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr import io
-from napari_arssr.degradation import Kind, ScannerModel
+from napari_arssr.choices import ScannerKind
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.evaluation.methods import Case, file_sha256, scale_text
 from napari_arssr.evaluation.rows import counted
@@ -59,7 +60,7 @@ _SAME_PLACE = 0.01  # voxels
 class CornerAligned(ScannerModel):
     """Cubic interpolation from first to last voxel centre: the published, misaligned protocol."""
 
-    kind: Kind = "cubic"
+    kind: ScannerKind = "cubic"
 
     def matrix(self, high: int, low: int) -> npt.NDArray[np.float32]:
         """The measurement along one axis, (low, high)."""
