@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QPointF, QRectF, QSize, Qt
@@ -19,12 +20,17 @@ _HEIGHT = 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 24, 20  # pixels around the axes
 _FEWEST_TICKS = 2
 _UPRIGHT = "residual, % of range:"
+_HINT = (
+    "What the volume leaves of the stacks. Each stage has a prior of its own, and a stronger one "
+    "leaves more: how well a stage goes is seen within it, not against the one before."
+)
 
 
 class LossCurve(QWidget):
     """Draws what was measured of a fit, each of its stages in a colour; hidden while there is none.
 
-    The upright axis is logarithmic.
+    The upright axis is logarithmic. Stages are divided by upright lines, since their numbers are
+    not to be compared.
 
     Parameters
     ----------
@@ -38,11 +44,21 @@ class LossCurve(QWidget):
         self._numbers: list[Measured] = []
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setVisible(False)
+        self.setToolTip(_HINT)
 
     @property
     def numbers(self) -> Sequence[Measured]:
         """What is drawn."""
         return tuple(self._numbers)
+
+    @property
+    def borders(self) -> list[float]:
+        """Seconds at which one stage gives way to the next: half-way between their numbers."""
+        return [
+            (one.seconds + other.seconds) / 2
+            for one, other in pairwise(self._numbers)
+            if one.stage != other.stage
+        ]
 
     def add(self, numbers: Sequence[Measured]) -> None:
         """Draw more."""
@@ -104,6 +120,11 @@ class LossCurve(QWidget):
         painter.drawText(below, Qt.AlignmentFlag.AlignRight, f"{end:.3g} s")
         painter.drawText(below, Qt.AlignmentFlag.AlignHCenter, "time")
         painter.drawText(QPointF(4, 14), _UPRIGHT)
+        painter.setPen(QPen(faint, 1, Qt.PenStyle.DashLine))
+        for seconds in self.borders:
+            painter.drawLine(
+                QPointF(across(seconds), area.top()), QPointF(across(seconds), area.bottom())
+            )
         place_of_names = 4 + painter.fontMetrics().horizontalAdvance(_UPRIGHT) + 14
         self._draw_lines(painter, place_of_names, across, upright)
         painter.end()
