@@ -499,7 +499,7 @@ def test_planes_and_series_have_boxes_too(begin: Begin) -> None:
 def test_only_the_box_is_encoded_and_dragging_it_again_uses_that(begin: Begin) -> None:
     scene = begin(a_volume((24, 60, 64)))
     card = Card(TINY, name="tiny")
-    weights = Loaded(tiny_network().eval(), card, "tiny", "percentile", False)
+    weights = Loaded(tiny_network().eval(), card, "tiny", "percentile")
     scene.look_at((10, 30, 32))
     scene.drawn.draw()
     scene.drag((10, 24.5, 26.5), (10, 36.5, 38.5))

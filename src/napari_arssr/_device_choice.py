@@ -13,11 +13,11 @@ from qtpy.QtCore import QObject, QTimer
 from napari_arssr._rows import Note, choice, refill
 from napari_arssr._warm_up import import_torch
 from napari_arssr._worker import Outcome, Report, Runner, Stop
+from napari_arssr.choices import PRECISIONS
 
 __all__ = ["DeviceChoice"]
 
 _AUTO = "auto"
-_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Milliseconds after the widget is shown, so that showing it is not slowed down.
 _LOOK_AFTER = 300
 
@@ -94,7 +94,7 @@ class DeviceChoice(QObject):
         device = self.device.value
         if device == _AUTO and self.known:
             device = self.known[0]
-        return [(name, name) for name in _PRECISIONS if device != "cpu" or name != "float16"]
+        return [(name, name) for name in PRECISIONS if device != "cpu" or name != "float16"]
 
     def _on_known(self, outcome: Outcome) -> None:
         chosen = "cuda:0" if self.device.value == "cuda" else self.device.value
