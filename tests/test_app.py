@@ -12,8 +12,12 @@ import napari
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
+from pytestqt.qtbot import QtBot
 
 from napari_arssr import _app, cli
+from napari_arssr._layers import volume_of
 from napari_arssr._widget import UpsampleWidget
 from napari_arssr.errors import ArssrError
 
@@ -57,6 +61,25 @@ def test_a_file_that_cannot_be_opened_is_told_and_the_others_open(
     viewer = build(broken, scan(tmp_path / "good.nii", 50))
     assert [layer.name for layer in viewer.layers] == ["good"]
     assert any("broken.nii" in message for message in told)
+
+
+def test_a_stack_opens_with_its_voxel_sizes_and_a_picture_as_napari_opens_it(
+    build: Callable[..., napari.Viewer], told: list[str], tmp_path: Path
+) -> None:
+    stack, picture = tmp_path / "cells.tif", tmp_path / "photo.png"
+    data = np.random.default_rng(0).integers(0, 255, (4, 5, 6)).astype(np.uint8)
+    metadata = {"spacing": 0.8, "unit": "um", "axes": "ZYX"}
+    tifffile.imwrite(stack, data, imagej=True, resolution=(5, 5), metadata=metadata)
+    Image.fromarray(data[0]).save(picture)
+    viewer = build(stack, picture)
+    layer, other = viewer.layers
+    assert (layer.name, other.name) == ("cells", "photo")
+    np.testing.assert_array_equal(layer.data, data)
+    np.testing.assert_allclose(volume_of(layer).spacing, (8e-4, 2e-4, 2e-4))
+    assert [str(unit) for unit in layer.units] == ["micrometer"] * 3
+    assert layer.axis_labels == ("z", "y", "x")
+    assert layer.source.path == str(stack)
+    assert told == []
 
 
 def test_without_a_display_it_says_so_in_one_line() -> None:
@@ -136,18 +159,15 @@ def test_a_file_that_is_not_there_is_told_before_a_window_opens(
     assert "missing.nii.gz: there is no such file" in capsys.readouterr().err
 
 
-def test_the_demo_opens_the_scan_and_runs(
-    build: Callable[..., napari.Viewer],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+def test_the_demo_upsamples_the_scan_whatever_else_is_open(
+    build: Callable[..., napari.Viewer], qtbot: QtBot, told: list[str], tmp_path: Path
 ) -> None:
-    asked: list[str] = []
-
-    def work(_widget: UpsampleWidget) -> None:
-        asked.append(_widget.image.layer.name)
-
-    monkeypatch.setattr(UpsampleWidget, "start", work)
-    viewer = build(demo=True)
-    (scan,) = viewer.layers
-    assert scan.data.shape[-3:] == (24, 96, 128)
-    assert asked == [scan.name]
+    viewer = build(scan(tmp_path / "mine.nii", 50), demo=True)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=300_000)
+    _, sample, result = viewer.layers
+    assert sample.data.shape[-3:] == (24, 96, 128)
+    assert result.data.shape == tuple(2 * length for length in sample.data.shape)
+    assert result.name.startswith(f"{sample.name} default ×2")
+    assert np.isfinite(result.data).all()
+    assert np.corrcoef(result.data[::2, ::2, ::2].ravel(), np.ravel(sample.data))[0, 1] > 0.8
+    assert told == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,10 +142,8 @@ def test_a_key_shows_before_and_again_after(begin: Begin) -> None:
     scene = begin()
     assert scene.sees(BRIGHT)
     scene.press(BEFORE_AFTER_KEY)
-    assert scene.comparison.shows_before
     assert scene.sees(DARK)
     scene.press(BEFORE_AFTER_KEY)
-    assert not scene.comparison.shows_before
     assert scene.sees(BRIGHT)
     assert scene.told == []
 
@@ -296,6 +297,47 @@ def test_keys_that_are_taken_are_left_alone(begin: Begin) -> None:
     other.close()
     scene.press(SPLIT_KEY)
     assert scene.comparison.is_split
+
+
+def test_a_viewer_has_one_comparison_that_is_there_until_the_last_lets_go(begin: Begin) -> None:
+    scene = begin()
+    scene.comparison.close()
+    first, second = (Comparison.of(scene.viewer) for _ in range(2))
+    assert first is second
+    first.close()
+    scene.press(SPLIT_KEY)
+    assert second.is_split
+    second.close()
+    assert not second.is_split
+    scene.press(SPLIT_KEY)
+    assert not second.is_split
+    third = Comparison.of(scene.viewer)
+    assert third is not first
+    third.close()
+    assert scene.told == []
+
+
+def test_a_result_that_comes_while_split_is_covered_too(begin: Begin) -> None:
+    scene = begin()
+    scene.press(SPLIT_KEY)
+    newer = scene.viewer.add_layer(copy(scene.result))
+    mark_result(newer, scene.source)
+    scene.comparison.rise()
+    scene.qtbot.wait(60)
+    row, line = scene.row(), scene.line()
+    assert (np.abs(row[: line - 2] - DARK) <= 2).all()
+    assert (np.abs(row[line + 6 :] - BRIGHT) <= 2).all()
+
+
+def test_a_result_that_is_removed_while_the_input_is_shown_is_not_kept(begin: Begin) -> None:
+    scene = begin(seen=False)
+    data = weakref.ref(scene.result.data)
+    scene.comparison.toggle()
+    scene.viewer.layers.remove(scene.result)
+    scene.result = scene.source
+    scene.qtbot.wait(60)
+    gc.collect()
+    assert data() is None
 
 
 def test_a_viewer_may_close_while_split(begin: Begin) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import weakref
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,13 @@ def test_forgetting_frees_what_is_not_lent() -> None:
     del lent
     gc.collect()
     assert gone() is None
+
+
+def test_forgetting_while_another_thread_imports_pytorch_goes_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # as it is found then
+    Fields().forget()
 
 
 @pytest.fixture

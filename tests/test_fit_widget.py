@@ -25,6 +25,7 @@ from qtpy.QtWidgets import QApplication, QWidget
 from scipy.ndimage import gaussian_filter
 
 from napari_arssr import fitting, io, weights
+from napari_arssr._fit_plan import bounds_of
 from napari_arssr._fit_widget import FitWidget
 from napari_arssr._layers import image_layer, volume_of
 from napari_arssr._loss_curve import ticks_between
@@ -33,6 +34,7 @@ from napari_arssr._view import is_helper
 from napari_arssr._worker import State
 from napari_arssr.errors import OutOfMemory
 from napari_arssr.fitting import cli as fit_cli
+from napari_arssr.fitting.pipeline import output_grid
 from napari_arssr.fitting.poses import rigid
 from napari_arssr.volume import Grid, Volume
 
@@ -243,13 +245,46 @@ def test_what_is_to_come_is_said_before(three: Window, monkeypatch: pytest.Monke
     mask = three.viewer.add_labels(labels, affine=three.viewer.layers[0].affine)
     mask.units = three.viewer.layers[0].units
     widget.within.box.value = mask
-    assert not estimate().startswith("10 × 12 × 8")
+    three.until(lambda: not estimate().startswith("10 × 12 × 8"))
     widget.within.box.value = None
+    assert estimate().startswith("10 × 12 × 8")
     monkeypatch.setattr("napari_arssr._fit_plan.memory_needed", lambda grid: 10**18)
     widget.voxel_size.side.value = 2.0
     assert "would take 1e+06 TB" in estimate()
     assert "choose a larger voxel size" in estimate()
     assert not widget.run.button.isEnabled()
+
+
+def test_a_mask_is_looked_at_once_a_stroke_is_over_and_on_another_thread(
+    three: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widget, reference = three.widget, three.viewer.layers[0]
+    looked: list[int] = []
+    plans: list[object] = []
+
+    def bounds(mask: Volume) -> Volume:
+        looked.append(threading.get_ident())
+        return bounds_of(mask)
+
+    monkeypatch.setattr("napari_arssr._stack_choice.bounds_of", bounds)
+    mask = three.viewer.add_labels(
+        np.zeros(reference.data.shape, np.int32), affine=reference.affine, units=reference.units
+    )
+    widget.within.box.value = mask
+    three.until(lambda: "empty" in widget.estimate.text())
+    looked.clear()
+    widget.within.changed.connect(lambda: plans.append(widget._plan))
+    mask.brush_size = 1
+    for row in range(6, 12):
+        mask.paint((2, row, 6), 1)
+    assert (looked, plans) == ([], [])
+    three.until(lambda: widget._plan is not None and widget._plan.grid.size < FINE.size)
+    assert len(looked) == 1
+    assert threading.get_ident() not in looked
+    assert widget._plan is not None
+    assert widget._plan.grid == output_grid(
+        widget._plan.volumes, widget._plan.settings, volume_of(mask)
+    )
 
 
 # Running --------------------------------------------------------------------------------------
@@ -550,6 +585,56 @@ def test_a_fit_is_sampled_again_saved_and_looked_at_live(three: Window, tmp_path
     assert threading.active_count() <= calls + 1
 
 
+def test_a_result_that_is_moved_takes_the_fit_with_it(three: Window) -> None:
+    widget, viewer = three.widget, three.viewer
+    three.run()
+    assert {"Q", "W"} <= {str(key) for key in viewer.keymap}
+    result = viewer.layers[-1]
+    viewer.scene.camera.zoom *= 4
+
+    def picture() -> np.ndarray:
+        three.qtbot.wait(100)
+        live = widget.live.view
+        assert live is not None
+        three.until(lambda: live._desk.newest and live._shown[0] == live._desk.newest.number)
+        three.until(lambda: live._shown[1] == len(live._desk.newest.stages) - 1)
+        return live.image.data.plane
+
+    def move() -> None:
+        """The result by two voxels, and the sight with it."""
+        here = result.data_to_world((0, 0, 0))[0]
+        result.translate = np.add(result.translate, (2, 0, 0))
+        viewer.dims.set_point(0, viewer.dims.point[0] + result.data_to_world((0, 0, 0))[0] - here)
+
+    widget.live.box.setChecked(True)
+    before = picture()
+    move()
+    np.testing.assert_allclose(picture(), before, atol=1e-2)
+    widget.live.box.setChecked(False)
+    move()
+    widget.live.box.setChecked(True)
+    np.testing.assert_allclose(picture(), before, atol=1e-2)
+    widget.live.box.setChecked(False)
+    for name in three.names():  # a fit of which nothing is left is not kept
+        assert widget.save.isEnabled()
+        viewer.layers.remove(name)
+    assert not widget.save.isEnabled()
+    assert widget._done is None
+    assert three.told == []
+
+
+def test_a_reference_that_is_moved_meanwhile_is_named(
+    three: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = hold(monkeypatch)
+    three.click(three.widget.run.button)
+    three.until(lambda: three.widget._picture.layer)
+    three.viewer.layers["axial"].translate = (0, 30, 0)
+    go_on.set()
+    three.end()
+    assert "While this ran axial was moved" in three.said
+
+
 def test_a_fit_that_cannot_be_saved_says_so(three: Window, tmp_path: Path) -> None:
     three.run()
     three.widget.save_fit(tmp_path / "nowhere" / "kept")
@@ -687,7 +772,7 @@ def test_the_copied_command_means_the_same(window: Window, tmp_path: Path, metho
 
 def test_stacks_without_files_have_no_command_and_say_so(three: Window) -> None:
     three.click(three.widget.copy)
-    assert "axial, coronal, sagittal: there is no file" in three.said
+    assert "axial, coronal, sagittal come from no file" in three.said
 
 
 # The curve ---------------------------------------------------------------------------------------

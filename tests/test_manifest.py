@@ -82,6 +82,9 @@ def test_every_command_is_there_and_every_contribution_has_one(
         (["labels"], "a.tiff", "write_labels_tiff"),
         (["image"], "a", "write_image"),
         (["image", "image"], "a.nii", None),
+        (["image", "image"], "a", "write_folder"),
+        (["labels", "image"], "a", "write_folder"),
+        (["image", "points"], "a", None),
         (["points"], "a.nii", None),
         (["image"], "a.png", None),
     ],
@@ -171,10 +174,19 @@ def test_what_the_user_emptied_is_the_default(page: Any) -> None:
 
 def test_a_home_folder_may_be_written_as_a_tilde(page: Any) -> None:
     page.cache_folder = "~/weights"
+    page.weights = "~/mine.safetensors"
     assert preferences().cache_folder == Path.home() / "weights"
+    assert preferences().weights == str(Path.home() / "mine.safetensors")
 
 
-@pytest.mark.parametrize(("name", "value"), [("precision", "float8"), ("memory", -1)])
+def test_a_little_memory_is_not_as_much_as_there_is(page: Any) -> None:
+    page.memory = 1e-12
+    assert preferences().memory == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("precision", "float8"), ("memory", -1), ("memory", 16000)]
+)
 def test_what_cannot_be_is_not_accepted(page: Any, name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         setattr(page, name, value)

@@ -143,12 +143,12 @@ def test_all_frames_are_upsampled_each_by_itself(
 def test_a_layer_that_is_as_its_file_passes(tmp_path: Path) -> None:
     for number, order in enumerate(permutations(range(3))):
         source = a_scan(tmp_path / f"{number}.nii.gz", order)
-        same_as_file(layer_volume(source), source)
+        same_as_file(layer_volume(source), source, go_on)
 
 
 def edited(volume: Volume) -> Volume:
     data = np.array(volume.data)
-    data[2] += 1
+    data[1, 3, 2] += 1
     return replace(volume, data=data)
 
 
@@ -172,7 +172,7 @@ def test_a_layer_that_is_not_as_its_file_has_no_command(
     source = a_scan(tmp_path / "a.nii", (2, 0, 1))
     volume = change(layer_volume(source))
     with pytest.raises(UsageError, match=rf"{words}.*save the layer first"):
-        same_as_file(volume, source)
+        same_as_file(volume, source, go_on)
 
 
 # Reading -----------------------------------------------------------------------------------
@@ -309,6 +309,7 @@ def test_which_features_a_plan_can_use_again(tmp_path: Path) -> None:
     assert not whole.reuses(None)
     assert not replace(small, frame=1).reuses(whole)
     assert not replace(small, settings=Settings(device="cpu")).reuses(whole)
+    assert not replace(whole, volume=replace(volume)).reuses(whole)  # another image
 
 
 def test_finished_work_teaches_how_long_such_work_takes(

@@ -23,6 +23,7 @@ import napari
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import pint
 import psutil
 import pytest
 import torch
@@ -33,8 +34,10 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_arssr import _preferences, cli, weights
+from napari_arssr._advanced import Advanced
+from napari_arssr._fit_widget import FitWidget
 from napari_arssr._layers import image_layer, volume_of
-from napari_arssr._view import mark_helper
+from napari_arssr._view import affine_of, is_helper, mark_helper, view_of
 from napari_arssr._widget import UpsampleWidget
 from napari_arssr._worker import State
 from napari_arssr.models import ArSSR
@@ -173,6 +176,22 @@ def test_it_starts_with_the_preferences(
     settings = widget._planned().settings
     assert settings.weights == str(tiny)
     assert (settings.device, settings.precision, settings.memory) == ("cpu", "float32", 3 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("preferred", "taken"),
+    [
+        (None, None),
+        (1, 10**6),
+        (40 * 10**6, 40 * 10**6),
+        (250 * 10**6, 250 * 10**6),
+        (16 * 10**12, 10**13),
+    ],
+)
+def test_memory_that_is_preferred_is_kept_as_near_as_can_be(
+    qtbot: QtBot, preferred: int | None, taken: int | None
+) -> None:
+    assert Advanced(preferred).memory_bytes == taken
 
 
 def test_devices_are_those_that_are_there(
@@ -441,6 +460,61 @@ def test_twenty_runs_leave_nothing_behind(
 # Regions -----------------------------------------------------------------------------------
 
 
+def test_the_result_lies_on_an_image_that_was_moved_meanwhile(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    layer = show(viewer, a_volume((4, 9, 10), (3.0, 1.0, 1.0)))
+    widget.output.scale.value = 1.5
+    click(qtbot, widget.run.button)
+    layer.translate, layer.scale, layer.rotate = (0, 30, 0), (2, 1, 1), 20.0
+    wait_for_end(qtbot, widget)
+    result = viewer.layers[-1]
+    for corner in ((0, 0, 0), (4, 9, 10), (0, 9, 0)):
+        fine = np.array(corner) / layer.data.shape * result.data.shape - 0.5
+        there = layer.data_to_world(np.array(corner) - 0.5)
+        np.testing.assert_allclose(result.data_to_world(fine), there, atol=1e-6)
+
+
+def test_a_run_while_the_view_is_split_stays_below_it(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    show(viewer, a_volume())
+    run(qtbot, widget)
+    widget._comparison.split()
+    run(qtbot, widget)
+    assert [is_helper(layer) for layer in viewer.layers] == [False, False, False, True, True]
+
+
+def test_features_go_with_their_image(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    first, second = show(viewer, a_volume()), show(viewer, replace(a_volume(), name="other"))
+    second.data = second.data + 1
+    widget.output.scale.value = 1.5
+    for layer in (first, second):
+        widget.image.choose(layer)
+        run(qtbot, widget)
+    assert len(widget._workshop.fields) == 2
+    viewer.layers.remove(viewer.layers[-1])  # a result
+    assert len(widget._workshop.fields) == 2
+    viewer.layers.remove(first)
+    assert len(widget._workshop.fields) == 0
+    run(qtbot, widget)
+    assert len(widget._workshop.fields) == 1
+
+
+def test_the_time_of_another_image_is_not_that_of_one_encoded_already(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    first, second = show(viewer, a_volume()), show(viewer, replace(a_volume(), name="other"))
+    click(qtbot, widget.run.button)
+    widget.image.choose(second)
+    wait_for_end(qtbot, widget)
+    assert not widget._planned().reuses(widget._encoded)
+    widget.image.choose(first)
+    assert widget._seconds(widget._planned()) is not None
+
+
 def test_a_drawn_box_is_the_same_part_of_the_whole(
     qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
 ) -> None:
@@ -530,6 +604,19 @@ def test_moving_a_layer_moves_what_will_come(viewer: napari.Viewer, widget: Upsa
     layer.scale = (2, 2, 2)
     assert "2 mm" in plain(widget.image.note.text())
     assert "1 mm" in plain(widget.estimate.text())
+    widget.output.voxel_size.value = 0.5
+    assert "0.5 mm" in plain(widget.estimate.text())
+    layer.scale = (4, 1, 1)
+    layer.units = "um"
+    layer.axis_labels = ("depth", "row", "column")
+    assert widget.output.symbol.text() == "µm"
+    assert (widget.output.voxel_size.value, widget.output.voxel_size.max) == (0.5, 4.0)
+    assert "0.5 µm" in plain(widget.estimate.text())
+    assert [box.text for box in widget.advanced.axes.boxes] == ["depth", "row", "column"]
+    layer.data = np.zeros((5, 20, 20), np.float32)
+    assert widget.advanced.axes.boxes[0].enabled
+    layer.data = np.zeros((20, 20), np.float32)
+    assert not widget.advanced.axes.boxes[0].enabled
 
 
 @pytest.mark.parametrize(
@@ -609,6 +696,32 @@ def test_all_frames_or_the_one_that_is_shown(
     one = viewer.layers[-1]
     assert one.name == "scan tiny ×2 frame 1"
     np.testing.assert_array_equal(one.data, every.data[1])
+
+
+def test_the_frame_is_the_one_that_is_shown_in_the_command_and_in_other_units_too(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget, tmp_path: Path
+) -> None:
+    image = nib.Nifti1Image(a_volume((6, 7, 8, 4)).data, np.eye(4))
+    image.header.set_zooms((1, 1, 1, 2))
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "bold.nii.gz")
+    (layer,) = viewer.open(tmp_path / "bold.nii.gz", plugin="napari-arssr")
+    widget.advanced.frames.value = "the frame that is shown"
+    viewer.dims.set_point(0, 6.0)
+    QApplication.clipboard().clear()
+    click(qtbot, widget.copy)
+    qtbot.waitUntil(lambda: QApplication.clipboard().text() != "", timeout=PATIENCE)
+    assert "--frame 3" in QApplication.clipboard().text()
+    units = ("ms", "mm", "mm", "mm")
+    place = affine_of(layer) * [[1000], [1], [1], [1], [1]]
+    other = viewer.add_image(np.asarray(layer.data), affine=place, units=units)
+    second = (1 * pint.Unit("second")).to(viewer.layers.extent.units[0]).magnitude
+    for seconds, frame in ((0, 0), (2, 1), (4, 2)):
+        viewer.dims.set_point(0, seconds * second)
+        for one in (layer, other):
+            widget.image.choose(one)
+            assert view_of(viewer, one).frame == frame
+            assert widget._planned().frame == frame
 
 
 # What goes wrong ---------------------------------------------------------------------------
@@ -767,6 +880,23 @@ def test_closing_the_panel_ends_the_run(
     show(viewer, a_volume())  # and nothing listens any more
     viewer.layers.clear()
     assert told == []
+
+
+def test_an_end_that_fails_keeps_no_other_from_coming(
+    viewer: napari.Viewer, widget: UpsampleWidget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
+    assert {"Q", "W"} <= {str(key) for key in viewer.keymap}
+    with monkeypatch.context() as broken:
+        broken.setattr(widget._workshop.fields, "forget", fail)
+        with pytest.raises(RuntimeError, match="no"):
+            widget.close_down()
+    assert not {"Q", "W"} & {str(key) for key in viewer.keymap}
+    show(viewer, a_volume())
+    assert widget.image.layer is None
+    widget.close_down()  # once is enough
 
 
 def test_hiding_the_panel_does_not_end_the_run(
@@ -1085,6 +1215,54 @@ def test_napari_opens_it_from_the_manifest_and_it_runs_there(
         viewer.layers[-1].data, upsample(volume_of(layer), 2.0, weights=tiny).data, atol=1e-3
     )
     assert told == []
+
+
+def test_the_layers_menu_takes_the_selected_layer_and_hides_nothing(
+    qtbot: QtBot, viewer: napari.Viewer, told: list[str]
+) -> None:
+    def choose(menu: str, *layers: Image) -> None:
+        viewer.layers.selection = set(layers)
+        (action,) = [
+            one for path, one in actions(viewer.window._qt_window.menuBar()) if path == menu
+        ]
+        action.trigger()
+        qtbot.wait(50)
+
+    def docked(kind: type[QWidget]) -> list[QWidget]:
+        return [one for one in viewer.window.dock_widgets.values() if isinstance(one, kind)]
+
+    first, second, third = (
+        show(viewer, replace(a_volume((4, 9, 10), (3.0, 1, 1)), name=name)) for name in "abc"
+    )
+    upsample_menu = "/Layers/Transform/Upsample (ArSSR super-resolution)"
+    choose(upsample_menu, second)
+    (widget,) = docked(UpsampleWidget)
+    assert widget.image.layer == second
+    choose(upsample_menu, first)
+    assert docked(UpsampleWidget) == [widget]
+    assert widget.image.layer == first
+    assert widget.isVisible()
+    plugins = "/Plugins/ArSSR super-resolution/Upsample (ArSSR super-resolution)"
+    choose(plugins)  # napari hides what is open
+    assert not widget.isVisible()
+    choose(upsample_menu, third)
+    assert widget.isVisible()
+    assert widget.image.layer == third
+    for layers in ([first, third], [second, third]):
+        choose("/Layers/Transform/Fit stacks (ArSSR super-resolution)", *layers)
+        (fit,) = docked(FitWidget)
+        assert fit.stacks.layers == layers
+        assert fit.isVisible()
+    assert told == []
+
+
+def actions(menu: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in a menu and those below it, by its path."""
+    for action in menu.actions():
+        here = f"{above}/{action.text().replace('&', '')}"
+        yield here, action
+        if action.menu() is not None:
+            yield from actions(action.menu(), here)
 
 
 def test_it_works_behind_the_proxy_that_plugins_get(

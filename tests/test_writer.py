@@ -25,7 +25,13 @@ from scipy.spatial.transform import Rotation
 
 from napari_arssr._layers import image_layer, loaded, volume_of
 from napari_arssr._reader import napari_get_reader
-from napari_arssr._writer import write_image, write_image_tiff, write_labels, write_labels_tiff
+from napari_arssr._writer import (
+    write_folder,
+    write_image,
+    write_image_tiff,
+    write_labels,
+    write_labels_tiff,
+)
 from napari_arssr.errors import FileError
 from napari_arssr.io import Origin, StoredArray
 from napari_arssr.volume import Volume
@@ -471,6 +477,34 @@ def test_an_older_file_of_the_name_is_replaced(tmp_path: Path) -> None:
 
 
 # What goes wrong -----------------------------------------------------------------------------
+
+
+def test_several_layers_become_files_in_a_folder_each_in_its_place(tmp_path: Path) -> None:
+    data = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    image = Image(data, name="T1w: left/right", scale=(3, 2, 1), translate=(5, 6, 7))
+    labels = Labels((data > 5).astype(np.uint8), name="t1w_ left_right", scale=(3, 2, 1))
+    written = LayerList([image, labels]).save(str(tmp_path / "all"))
+    names = ["T1w_ left_right.nii.gz", "t1w_ left_right (2).nii.gz"]
+    assert written == [str(tmp_path / "all" / name) for name in names]
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted(names)
+    for path, layer in zip(written, (image, labels), strict=True):
+        found = opened(Path(path))
+        assert type(found) is type(layer)
+        assert volume_of(found).in_storage_order().grid == volume_of(layer).in_storage_order().grid
+    with pytest.raises(FileError, match="exists; choose another folder"):
+        LayerList([image, labels]).save(str(tmp_path / "all"))
+
+
+def test_of_several_layers_all_are_saved_or_none(tmp_path: Path) -> None:
+    data = np.zeros((2, 3, 4), np.float32)
+    good, bad = (data, {"name": "good"}, "image"), (data > 0, {"name": "bad", "rgb": True}, "image")
+    with pytest.raises(FileError, match="bad is an RGB image"):
+        write_folder(str(tmp_path / "all"), [good, bad])
+    assert list(tmp_path.iterdir()) == []
+    write_folder(str(tmp_path / "all.NII"), [good])
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["good.nii"]
+    with pytest.raises(FileError, match="there cannot be made"):
+        write_folder(str(tmp_path / "all" / "good.nii" / "there"), [good])
 
 
 def test_rgb_is_refused_with_a_way_out(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from typing import cast
 
 from magicgui.widgets import ComboBox, FloatSpinBox
 from psygnal import Signal
@@ -10,8 +10,8 @@ from qtpy.QtWidgets import QWidget
 
 from napari_arssr._output_choice import AxesChoice
 from napari_arssr._rows import Folding, Rows, choice
-from napari_arssr.degradation import Kind, ScannerModel
-from napari_arssr.normalization import Method
+from napari_arssr.choices import NORMALIZATIONS, SCANNER_KINDS, Normalization, ScannerKind
+from napari_arssr.degradation import ScannerModel
 
 __all__ = ["Advanced"]
 
@@ -19,6 +19,7 @@ ALL_FRAMES, ONE_FRAME = "all frames", "the frame that is shown"
 _NO_STEP = "off"
 _AS_TRAINED = "as the weights were trained"
 _GIGABYTE = 10**9
+_LEAST_GIGABYTES, _MOST_GIGABYTES, _DECIMALS = 0.001, 10_000.0, 3
 
 
 class Advanced(QWidget):
@@ -40,23 +41,25 @@ class Advanced(QWidget):
         )
         self.normalize: ComboBox = choice(
             "How intensities are brought to what networks know",
-            lambda: _plain(_AS_TRAINED, *get_args(Method)),
+            lambda: _plain(_AS_TRAINED, *NORMALIZATIONS),
         )
         self.consistency: ComboBox = choice(
             "Correct the result so that this scanner, measuring it, would see more nearly the "
             "input: sharper on clean scans, noisier on noisy ones",
-            lambda: _plain(_NO_STEP, *get_args(Kind)),
+            lambda: _plain(_NO_STEP, *SCANNER_KINDS),
         )
         self.memory = FloatSpinBox(
-            value=(memory or 0) / _GIGABYTE,
             min=0.0,
-            max=10_000.0,
+            max=_MOST_GIGABYTES,
             step=0.5,
             tooltip="The most memory napari may take in all while it works; less is slower",
         )
         self.memory.native.setSpecialValueText("automatic")
         self.memory.native.setSuffix(" GB")
-        self.memory.native.setDecimals(1)
+        self.memory.native.setDecimals(_DECIMALS)
+        if memory is not None:  # however little it is, it is not 0, which says "automatic"
+            gigabytes = memory / _GIGABYTE
+            self.memory.value = min(max(gigabytes, _LEAST_GIGABYTES), _MOST_GIGABYTES)
         rows = Rows()
         rows.add("Along", self.axes)
         rows.add("Frames", self.frames.native)
@@ -77,16 +80,16 @@ class Advanced(QWidget):
         return self.frames.value == ALL_FRAMES
 
     @property
-    def method(self) -> Method | None:
+    def method(self) -> Normalization | None:
         """The normalisation; None for that of the weights' training."""
         value = self.normalize.value
-        return None if value == _AS_TRAINED else cast("Method", value)
+        return None if value == _AS_TRAINED else cast("Normalization", value)
 
     @property
     def scanner(self) -> ScannerModel | None:
         """The scanner that a result is made consistent with, its width the input's voxel."""
         value = self.consistency.value
-        return None if value == _NO_STEP else ScannerModel(cast("Kind", value))
+        return None if value == _NO_STEP else ScannerModel(cast("ScannerKind", value))
 
     @property
     def memory_bytes(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["build", "main", "run"]
 
 _PLUGIN, _WIDGET = "napari-arssr", "Upsample"
+_TIFF = (".tif", ".tiff")
+# How the world of a stack is called whose file knows no orientation.
+_STACK_AXES = ("z", "y", "x")
+_MICROSCOPIC = 0.1  # millimetres; voxels smaller than that are told in micrometres
 _INSTALL = 'pip install "napari-arssr[app]"'
 
 
@@ -96,18 +101,50 @@ def build(files: Sequence[Path] = (), *, demo: bool = False) -> napari.Viewer:
     import napari
     from napari.utils.notifications import show_error
 
+    from napari_arssr._dock import open_dock
     from napari_arssr._widget import UpsampleWidget
 
     viewer = napari.Viewer(title="napari-arssr")
     viewer.canvas.overlays.scale_bar.visible = True
-    _, widget = viewer.window.add_plugin_dock_widget(_PLUGIN, _WIDGET)
+    widget = open_dock(viewer, UpsampleWidget, _WIDGET)
     for file in files:
         try:
-            viewer.open(str(file), plugin=_PLUGIN)
+            open_file(viewer, file)
         except Exception as error:  # the reader's, or napari's own of many kinds
             show_error(str(error))
     if demo:
-        viewer.open_sample(_PLUGIN, "scan")
-        assert isinstance(widget, UpsampleWidget)
+        (scan,) = viewer.open_sample(_PLUGIN, "scan")
+        widget.image.choose(scan)
         widget.run_when_ready()
     return viewer
+
+
+def open_file(viewer: napari.Viewer, file: Path) -> None:
+    """Open a file as layers: a scan or a stack as this package reads it, others as napari does.
+
+    The manifest claims no TIFF files, since that would take them from other readers wherever
+    the plugin is installed; in the app they have their voxel sizes even so.
+
+    Raises
+    ------
+    FileError
+        If a stack cannot be read. Other readers raise what they please.
+    """
+    from napari.layers import Layer
+    from napari.layers._source import layer_source
+
+    from napari_arssr._layers import layer_of
+    from napari_arssr._reader import napari_get_reader
+    from napari_arssr.io import known_suffix, read
+
+    if known_suffix(file) in _TIFF:
+        volume = read(file)
+        unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
+        world = {"world": {"unit": unit, "labels": _STACK_AXES}}
+        stack = layer_of(replace(volume, metadata=volume.metadata | world))
+        with layer_source(path=str(file)):  # for "Copy as command" to find it again
+            viewer.add_layer(Layer.create(*stack))
+    elif napari_get_reader(str(file)) is not None:
+        viewer.open(str(file), plugin=_PLUGIN)
+    else:
+        viewer.open(str(file))

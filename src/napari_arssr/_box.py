@@ -26,7 +26,7 @@ from napari.layers.utils.layer_utils import Extent
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
-from napari_arssr._layers import volume_of
+from napari_arssr._layers import PLACE, volume_of
 from napari_arssr._output_choice import Unit
 from napari_arssr._view import mark_helper, view_of
 from napari_arssr.errors import UsageError
@@ -51,9 +51,6 @@ _NO_STEP = 1e6
 
 # What napari's events say when something is over.
 _DONE = ("added", "changed", "removed")
-
-# Units first: napari forgets to look at them again, until something after them is set.
-_TRANSFORMS = ("units", "scale", "translate", "rotate", "shear", "affine")
 
 
 class DrawnBox:
@@ -220,7 +217,7 @@ class DrawnBox:
             (source.events.data, self._on_source),
             (source.events.name, self._on_name),
         ]
-        pairs += [(getattr(source.events, name), self._on_source) for name in _TRANSFORMS]
+        pairs += [(getattr(source.events, name), self._on_source) for name in PLACE]
         for emitter, slot in pairs:
             emitter.connect(slot)
             self._links.append((emitter, slot))
@@ -482,7 +479,7 @@ class _BoxShapes(Shapes):  # type: ignore[misc]
         """Lie where an image lies."""
         self._beneath = source
         self.name = f"box in {source.name}"
-        for name in ("axis_labels", *_TRANSFORMS):
+        for name in ("axis_labels", *PLACE):
             setattr(self, name, copy(getattr(source, name)))
 
     def leave(self) -> None:

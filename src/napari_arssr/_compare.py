@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 from napari.layers import Image
@@ -19,10 +20,12 @@ from napari.utils.colormaps import Colormap
 from napari.utils.notifications import show_info
 from qtpy.QtCore import QTimer
 
+from napari_arssr._layers import PLACE
 from napari_arssr._top_layer import TopImage
 from napari_arssr._view import (
     add_beside,
     affine_of,
+    is_helper,
     mark_helper,
     mark_result,
     remove,
@@ -37,17 +40,18 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Layer
 
-__all__ = ["BEFORE_AFTER_KEY", "KEYS_HELP", "SPLIT_KEY", "Comparison", "mark_result"]
+__all__ = ["BEFORE_AFTER_KEY", "HOW_TO_COMPARE", "SPLIT_KEY", "Comparison", "mark_result"]
 
 Link = tuple[Any, Callable[..., None]]  # an event and what hears it
 
 # Letters that neither the viewer nor any kind of layer uses.
 BEFORE_AFTER_KEY = "Q"
 SPLIT_KEY = "W"
-KEYS_HELP = (
-    f"{BEFORE_AFTER_KEY}: before and after, hides and shows the result\n"
-    f"{SPLIT_KEY}: split view, input on the left, result on the right; drag the line between them"
+
+HOW_TO_COMPARE = (
+    f"{BEFORE_AFTER_KEY} over the image compares it with the input, {SPLIT_KEY} splits the view."
 )
+"""What to say of a result that has come."""
 
 _NOTHING = "There is nothing to compare yet: press Run, or turn on the live view and zoom in."
 _GRAB = 8  # canvas pixels on either side of the line
@@ -60,16 +64,30 @@ _LOOKS = ("contrast_limits_range", "contrast_limits", "colormap", "gamma", "inte
 class Comparison:
     """Compares results in a viewer with their inputs.
 
-    Binds the two keys, unless something else has them. For the window's thread only.
+    Binds the two keys, unless something else has them. For the window's thread only. A viewer
+    has one that all who want it share, see :meth:`of`.
 
     Parameters
     ----------
     viewer : napari.Viewer
     """
 
+    @classmethod
+    def of(cls, viewer: ViewerModel) -> Comparison:
+        """That of a viewer, or a new one; whoever has asked for it calls :meth:`close` once."""
+        # Plugins may be given a proxy of the viewer, each its own.
+        number = id(getattr(viewer, "__wrapped__", viewer))
+        found = _comparisons.get(number)
+        if found is None:
+            found = _comparisons[number] = cls(viewer)
+        found._users += 1
+        return found
+
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer
-        self._before: dict[Layer, bool] = {}
+        self._users = 0
+        # Weak: a result that is removed is not to be kept for the case that it is shown again.
+        self._before: WeakKeyDictionary[Layer, bool] = WeakKeyDictionary()
         self._pair: tuple[Layer, Image] | None = None
         self._curtain: TopImage | None = None
         self._line: TopImage | None = None
@@ -98,11 +116,6 @@ class Comparison:
         return self._curtain is not None
 
     @property
-    def shows_before(self) -> bool:
-        """Whether results are hidden for the inputs to be seen."""
-        return any(layer in self._viewer.layers for layer in self._before)
-
-    @property
     def share(self) -> float:
         """Where the line is: a share of the canvas' width, from the left."""
         return self._share
@@ -113,7 +126,14 @@ class Comparison:
         self._draw()
 
     def close(self) -> None:
-        """Give the keys back, and leave the layers as they would be without comparing."""
+        """Give the keys back, and leave the layers as they would be without comparing.
+
+        While others use it, it goes on for them.
+        """
+        self._users -= 1
+        if self._users > 0:
+            return
+        _comparisons.pop(id(getattr(self._viewer, "__wrapped__", self._viewer)), None)
         self._end_split(remove)
         self._show_after()
         for key in self._bound:
@@ -144,8 +164,8 @@ class Comparison:
             source.visible = True
 
     def _show_after(self) -> None:
-        before, self._before = self._before, {}
-        for layer, visible in before.items():
+        before, self._before = self._before, WeakKeyDictionary()
+        for layer, visible in list(before.items()):
             if layer in self._viewer.layers:
                 layer.visible = visible
 
@@ -207,8 +227,7 @@ class Comparison:
             (source.events.data, self._on_voxels),
         ]
         links += [(getattr(source.events, name), self._dress) for name in _LOOKS[1:]]
-        steady = ("scale", "translate", "rotate", "shear", "affine")
-        links += [(getattr(source.events, name), self._later) for name in steady]
+        links += [(getattr(source.events, name), self._later) for name in PLACE]
         for emitter, slot in links:
             emitter.connect(slot)
             self._links.append((emitter, slot))
@@ -228,6 +247,18 @@ class Comparison:
         self._viewer.mouse_drag_callbacks.remove(self._on_drag)
         self._pair = None
         take_away(self._viewer, curtain, line)
+
+    def rise(self) -> None:
+        """Have the split view, if it is on, cover what was added since: the newest result."""
+        if self._curtain is None or self._line is None or self._pair is None:
+            return
+        source = self._pair[1]
+        for result, its_source in results_of(self._viewer):
+            if its_source == source and not is_helper(result):
+                self._pair = result, source
+        layers = self._viewer.layers
+        for layer in (self._curtain, self._line):
+            layers.move(layers.index(layer), len(layers))
 
     def _later(self, _event: object = None) -> None:
         self._soon.start()
@@ -308,6 +339,9 @@ class Comparison:
 
     def _on_split(self, _viewer: ViewerModel) -> None:
         self.split()
+
+
+_comparisons: WeakValueDictionary[int, Comparison] = WeakValueDictionary()
 
 
 def _finest(layer: Image) -> Any:

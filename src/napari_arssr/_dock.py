@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeVar
 
 from qtpy.QtCore import QEvent, QSize
 from qtpy.QtGui import QShowEvent
@@ -16,9 +17,10 @@ from napari_arssr._rows import Page
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Dock"]
+__all__ = ["Dock", "open_dock"]
 
 _WIDTH = 400
+_PLUGIN = "ArSSR super-resolution"
 
 
 class Dock(QWidget):
@@ -27,17 +29,15 @@ class Dock(QWidget):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-    height : int
-        What all of its rows need, in pixels.
     """
 
     device: DeviceChoice
+    height_of_rows: int  # of all of them, in pixels
 
-    def __init__(self, viewer: napari.viewer.Viewer, height: int) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         use_cache_folder()
         self._viewer = viewer
-        self._height = height
         self._docked = False
         self._closed = False
 
@@ -68,18 +68,23 @@ class Dock(QWidget):
         assert application is not None
         application.aboutToQuit.connect(self.close_down)
 
-    def _let_go(self) -> None:
-        """End what runs, unheard, and let go of the viewer; called once."""
+    def _ends(self) -> Sequence[Callable[[], object]]:
+        """What ends what runs, unheard, and lets go of the viewer, in this order; asked once."""
         raise NotImplementedError
 
     def _theme(self) -> str:
         return str(self._viewer.theme)
 
     def close_down(self) -> None:
-        """End what runs, unheard, and let go of the viewer."""
+        """End what runs, unheard, and let go of the viewer.
+
+        One end that fails keeps none of the others from coming; its error is raised after them.
+        """
         if not self._closed:
             self._closed = True
-            self._let_go()
+            with ExitStack() as stack:
+                for end in reversed(self._ends()):
+                    stack.callback(end)
 
     def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
         """Once the widget is seen it asks for devices."""
@@ -97,4 +102,29 @@ class Dock(QWidget):
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """As much as all rows need."""
-        return QSize(_WIDTH, self._height)
+        return QSize(_WIDTH, self.height_of_rows)
+
+
+Kind = TypeVar("Kind", bound=Dock)
+
+
+def open_dock(viewer: napari.viewer.Viewer, kind: type[Kind], name: str) -> Kind:
+    """A dock widget of a viewer: the one that is open, hidden or not, or a new one; it is shown.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+    kind : type of Dock
+    name : str
+        As in the manifest: napari's Plugins menu then finds what was opened here.
+    """
+    docked = viewer.window.dock_widgets.values()
+    widget = next((one for one in docked if isinstance(one, kind)), None)
+    if widget is None:
+        widget = kind(viewer)
+        viewer.window.add_dock_widget(widget, name=f"{name} ({_PLUGIN})")
+    dock = widget.parentWidget()
+    assert dock is not None
+    dock.show()
+    dock.raise_()  # where there is little room it is one of several tabs
+    return widget

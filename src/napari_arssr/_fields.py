@@ -129,6 +129,8 @@ class Fields:
 
 def _free_device_memory() -> None:
     """Give a GPU's memory back to it: PyTorch keeps what was freed for itself."""
-    torch = sys.modules.get("torch")  # where it was never imported nothing is held
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    # Where it was never imported nothing is held, nor while it is being imported by another thread:
+    # a module has its submodules once these are whole.
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.empty_cache()

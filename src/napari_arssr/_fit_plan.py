@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_arssr import io
 from napari_arssr._live_worker import Lend
@@ -23,15 +24,31 @@ from napari_arssr.fitting.cli import as_options, record_of
 from napari_arssr.fitting.pipeline import Watch, fit, memory_needed, output_grid
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.fitting.stacks import check_forms
-from napari_arssr.volume import Grid, Volume, as_triple
+from napari_arssr.volume import Box, Grid, Volume, as_triple
 
 if TYPE_CHECKING:
     from napari_arssr.fitting.fitted import FittedField
     from napari_arssr.fitting.state import State
 
-__all__ = ["FitPlan", "Fitted"]
+__all__ = ["FitPlan", "Fitted", "bounds_of"]
 
 _WAY_OUT = "give a mask, a larger voxel size or fewer stacks"
+
+
+def bounds_of(mask: Volume) -> Volume:
+    """One voxel that spans what is labelled in a mask; one of nothing if nothing is; for a thread.
+
+    A plan needs no more of a mask to say how large its volume will be, and every look at all of
+    a mask takes longer than a window may stand still.
+    """
+    nothing = Volume(np.zeros((1, 1, 1), np.uint8), mask.affine, name=mask.name)
+    if mask.data.ndim != 3:
+        return nothing
+    labelled = np.asarray(mask.data) != 0
+    if not labelled.any():
+        return nothing
+    grid = mask.grid.crop(Box.around(labelled)).with_shape((1, 1, 1))
+    return Volume(np.ones((1, 1, 1), np.uint8), grid.affine, name=mask.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +64,8 @@ class FitPlan:
     mask : Volume, optional
     uncertainty : bool
         Whether a map is made too.
+    bounds : Volume, optional
+        What :func:`bounds_of` found of the mask: where its labels lie, for :attr:`grid`.
 
     Raises
     ------
@@ -58,6 +77,7 @@ class FitPlan:
     settings: Settings
     mask: Volume | None = None
     uncertainty: bool = False
+    bounds: Volume | None = None
 
     def __post_init__(self) -> None:
         check_forms(self.volumes)
@@ -71,15 +91,14 @@ class FitPlan:
     def grid(self) -> Grid:
         """The grid of the volume, in the reference layer's axis order.
 
-        Whole where the mask's voxels are still in a file.
+        Whole where it is not known how far the mask reaches.
 
         Raises
         ------
         UsageError
             If the mask is empty, or beside the reference.
         """
-        at_hand = self.mask is not None and isinstance(self.mask.data, np.ndarray)
-        return output_grid(self.volumes, self.settings, self.mask if at_hand else None)
+        return output_grid(self.volumes, self.settings, self.bounds)
 
     @property
     def bytes_needed(self) -> int:
@@ -105,17 +124,17 @@ class FitPlan:
             words += ["--uncertainty", str(first.with_name(f"{name}_fit_sd.nii.gz"))]
         return in_command(words)
 
-    def compared_command(self, sources: Sequence[Path], mask: Path | None) -> str:
+    def compared_command(self, sources: Sequence[Path], mask: Path | None, stop: Stop) -> str:
         """:meth:`command`, once the files are seen to hold what the layers show; for a thread.
 
         Raises
         ------
-        FileError, OutOfMemory, UsageError
+        FileError, OutOfMemory, UsageError, Cancelled
         """
         for volume, source in zip(self.volumes, sources, strict=True):
-            same_as_file(volume, source)
+            same_as_file(volume, source, stop)
         if self.mask is not None and mask is not None:
-            same_as_file(self.mask, mask)
+            same_as_file(self.mask, mask, stop)
         return self.command(sources, mask)
 
     def carry_out(self, report: Report, stop: Stop, sight: Sight) -> Fitted:
@@ -243,14 +262,20 @@ class Fitted:
         found = self.state.uncertainty_volume
         return None if found is None else self._as_result(found, self.state.grid)
 
-    def lend(self) -> Lend:
-        """For the live view: lends the fitted field."""
-        made: list[FittedField] = []
+    def lend(self, motion: npt.NDArray[np.float64]) -> Lend:
+        """For the live view: lends the fitted field.
+
+        Parameters
+        ----------
+        motion : (4, 4) array
+            How the volume was moved since it was fitted, RAS+ millimetres to RAS+ millimetres.
+        """
+        made: list[_MovedField] = []
 
         @contextmanager
-        def lent() -> Iterator[FittedField | None]:
+        def lent() -> Iterator[_MovedField]:
             if not made:
-                made.append(self._field())
+                made.append(_MovedField(self._field(), motion))
             yield made[0]
 
         return lent
@@ -277,6 +302,19 @@ class Fitted:
         }
         metadata["fit"] = record_of(self.state, grid, self.seconds)
         return replace(volume, metadata=metadata)
+
+
+class _MovedField:
+    """A field after its volume was moved, see :meth:`Fitted.lend`."""
+
+    def __init__(self, field: FittedField, motion: npt.NDArray[np.float64]) -> None:
+        self._field = field
+        self._back = np.linalg.inv(motion)
+
+    def sample(self, grid: Grid, *, progress: Callable[[float, str], None], stop: Stop) -> Volume:
+        """The field at every voxel centre of a grid."""
+        found = self._field.sample(grid.moved(self._back), progress=progress, stop=stop)
+        return replace(found, affine=grid.affine)
 
 
 def title_of(names: Sequence[str], reference: Volume, settings: Settings, finest: float) -> str:

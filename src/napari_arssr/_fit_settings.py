@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, SpinBox
 from psygnal import Signal
 from qtpy.QtWidgets import QButtonGroup, QLabel, QRadioButton, QVBoxLayout, QWidget
 
-from napari_arssr._output_choice import Unit
+from napari_arssr._output_choice import Unit, offer_sizes
 from napari_arssr._rows import Folding, Rows, choice, in_a_row
 from napari_arssr._weights_choice import WeightsChoice
-from napari_arssr.degradation import Kind, ScannerModel
+from napari_arssr.choices import SCANNER_KINDS
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.volume import Volume
 
@@ -85,14 +85,8 @@ class VoxelSize(QWidget):
         kept = self.by_size.isChecked() and unit == self.unit
         self.unit, self._least = unit, side
         self.symbol.setText(unit.symbol)
-        decimals = max(0, 2 - math.floor(math.log10(side)))
-        with self.side.changed.blocked():
-            value = self.side.value if kept else round(side, decimals)
-            self.side.native.setDecimals(decimals)
-            self.side.min = 10.0**-decimals
-            self.side.max = max(1000.0, 100 * side)
-            self.side.step = 10.0 ** (1 - decimals)
-            self.side.value = value
+        value = float(self.side.value) if kept else side
+        offer_sizes(self.side, side, max(1000.0, 100 * side), value)
 
     def _on_button(self, _button: QRadioButton, checked: bool) -> None:
         if checked:
@@ -242,7 +236,9 @@ class FitAdvanced(QWidget):
         )
         self.profile: ComboBox = choice(
             "What a voxel sees across its slice: slice-profile is a box, as 2D scans have it",
-            lambda: [(kind, kind) for kind in (_PROFILE, *(k for k in _KINDS if k != _PROFILE))],
+            lambda: [
+                (kind, kind) for kind in (_PROFILE, *(k for k in SCANNER_KINDS if k != _PROFILE))
+            ],
         )
         self.thickness = FloatSpinBox(
             value=1.0, min=0.1, max=4.0, step=0.1, tooltip="In slice distances"
@@ -313,6 +309,3 @@ class FitAdvanced(QWidget):
     def _on_change(self, _value: Any = None) -> None:
         self.weights.setVisible(self.asks_network)
         self.changed.emit()
-
-
-_KINDS = get_args(Kind)

@@ -8,13 +8,16 @@ What is to be done is a :class:`~napari_arssr._fit_plan.FitPlan`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
+import napari
+import numpy as np
+import numpy.typing as npt
+from napari.layers import Image
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QSignalBlocker, QTimer
 from qtpy.QtWidgets import (
@@ -24,12 +27,13 @@ from qtpy.QtWidgets import (
 )
 
 from napari_arssr import io
+from napari_arssr._compare import HOW_TO_COMPARE, Comparison
 from napari_arssr._device_choice import DeviceChoice
-from napari_arssr._dock import Dock
+from napari_arssr._dock import Dock, open_dock
 from napari_arssr._fit_plan import FitPlan, Fitted
 from napari_arssr._fit_settings import FitAdvanced, MethodChoice, VoxelSize
 from napari_arssr._kept_place import KeptPlace
-from napari_arssr._layers import LayerData, image_layer, volume_of
+from napari_arssr._layers import LayerData, grid_of, image_layer, volume_of
 from napari_arssr._live_picture import LivePicture
 from napari_arssr._live_row import LiveRow
 from napari_arssr._live_view import LiveView
@@ -42,18 +46,24 @@ from napari_arssr._run_row import RunRow
 from napari_arssr._sight import Sight
 from napari_arssr._slices_layer import SlicesLayer, StackOutlines
 from napari_arssr._stack_choice import MaskChoice, StackChoice
-from napari_arssr._telling import in_bytes, put_on_clipboard, tell
-from napari_arssr._view import mark_result
+from napari_arssr._telling import (
+    files_of_layers,
+    in_bytes,
+    put_on_clipboard,
+    see_that_it_fits,
+    tell,
+)
+from napari_arssr._view import affine_of, is_helper, mark_result
 from napari_arssr._worker import Outcome, Report, Runner, State, Stop
 from napari_arssr.errors import OutOfMemory, UsageError
 from napari_arssr.timing import in_words
-from napari_arssr.volume import Volume
+from napari_arssr.volume import Grid, Volume
 
 if TYPE_CHECKING:
     import napari.viewer
-    from napari.layers import Image, Labels
+    from napari.layers import Labels
 
-__all__ = ["FitWidget"]
+__all__ = ["FitWidget", "fit_selected"]
 
 _LOOK_EVERY = 100  # milliseconds, for pictures and numbers while a fit runs
 _LOOK_AGAIN = 3  # seconds after which it is looked again whether there is memory now
@@ -67,14 +77,38 @@ class _Done:
     """A fit that is done, and the layers that it came from and became.
 
     One that was opened from a file came from no layers: it has neither stacks nor a reference.
+    Layers are named by their unique ids, for those that are removed not to be kept.
     """
 
     fitted: Fitted
-    stacks: tuple[Image, ...]
-    places: tuple[bytes, ...]
-    reference: Image | None
     looks: Looks
-    result: Image
+    result: str
+    place: Grid  # where the result was put
+    stacks: tuple[str, ...] = ()
+    places: tuple[bytes, ...] = ()
+    reference: str = ""
+    again: set[str] = field(default_factory=set)  # what it was sampled to since
+
+    @property
+    def layers(self) -> set[str]:
+        """All of them."""
+        return {self.result, *self.stacks, *self.again}
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A run: its plan, the layers of its stacks, where these lay, and how the reference looks."""
+
+    plan: FitPlan
+    layers: tuple[Image, ...]
+    places: list[npt.NDArray[np.float64]]
+    looks: Looks
+
+    @property
+    def moved(self) -> list[str]:
+        """Names of layers that lie elsewhere by now."""
+        pairs = zip(self.layers, self.places, strict=True)
+        return [layer.name for layer, then in pairs if not np.array_equal(affine_of(layer), then)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +128,14 @@ class FitWidget(Dock):
     viewer : napari.viewer.Viewer
     """
 
+    height_of_rows = _HEIGHT
+
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
-        super().__init__(viewer, _HEIGHT)
+        super().__init__(viewer)
         self._plan: FitPlan | None = None
         self._running: tuple[Image | Labels, ...] = ()
         self._done: _Done | None = None
         self._sight: Sight | None = None
-        self._place = KeptPlace(viewer, self)
         self._picture = LivePicture(viewer)
         self._slices = SlicesLayer(viewer)
         self.runner = Runner(self, "napari-arssr fit")
@@ -138,6 +173,9 @@ class FitWidget(Dock):
         self._lay_out()
         self._connect()
         self._refresh()
+        # Last, since what has the viewer's keys is to be closed again.
+        self._place = KeptPlace(viewer, self)
+        self._comparison = Comparison.of(viewer)
 
     def _lay_out(self) -> None:
         rows = Rows()
@@ -217,13 +255,14 @@ class FitWidget(Dock):
         )
         if settings.refines and settings.network_prior and self.advanced.weights.problem:
             raise UsageError(self.advanced.weights.problem)
-        plan = FitPlan(volumes, settings, self.within.volume(), self.method.wants_uncertainty)
-        need, free = plan.bytes_needed, psutil.virtual_memory().available
-        if need > free:
-            raise OutOfMemory(
-                f"This would take {in_bytes(need)} of memory, and {in_bytes(free)} are free: "
-                "choose a larger voxel size or a mask."
-            )
+        plan = FitPlan(
+            volumes,
+            settings,
+            self.within.volume(),
+            self.method.wants_uncertainty,
+            self.within.bounds,
+        )
+        see_that_it_fits(plan.bytes_needed, "choose a larger voxel size or a mask")
         return plan
 
     def _refresh(self, _value: object = None) -> None:
@@ -280,8 +319,8 @@ class FitWidget(Dock):
         self._sight = sight
         self._picture.begin(reference)
         self._look.start()
-        places = tuple(volume.affine.tobytes() for volume in plan.volumes)
-        self.runner.start(work, partial(self._on_end, (layers, places), looks, time.monotonic()))
+        begun = _Begun(plan, layers, [affine_of(layer) for layer in layers], looks)
+        self.runner.start(work, partial(self._on_end, begun, time.monotonic()))
 
     def _on_state(self, _state: State) -> None:
         self._refresh()
@@ -295,13 +334,7 @@ class FitWidget(Dock):
         if picture is not None and self.runner.state is State.RUNNING:
             self._picture.show(picture)
 
-    def _on_end(
-        self,
-        source: tuple[tuple[Image, ...], tuple[bytes, ...]],
-        looks: Looks,
-        started: float,
-        outcome: Outcome,
-    ) -> None:
+    def _on_end(self, begun: _Begun, started: float, outcome: Outcome) -> None:
         self._look.stop()
         self._take()
         self._sight = None
@@ -314,20 +347,32 @@ class FitWidget(Dock):
             self.message.say("That did not work: see the message.", alarming=True)
             tell(outcome.error, "Fitting the stacks")
         else:
-            self._show_result(outcome.value, *source, looks)
-            self._say_done(outcome.value.fitted, time.monotonic() - started)
+            self._show_result(outcome.value, begun)
+            self._say_done(outcome.value.fitted, time.monotonic() - started, begun.moved)
         self._refresh()
 
-    def _show_result(
-        self, made: _Made, layers: tuple[Image, ...], places: tuple[bytes, ...], looks: Looks
-    ) -> None:
+    def _show_result(self, made: _Made, begun: _Begun) -> None:
         self.live.off()
-        reference = layers[made.fitted.state.settings.reference]
+        reference = begun.layers[made.fitted.state.settings.reference]
         result = self._add(made)
         self._picture.end()  # after the result is there, so that nothing blinks
         mark_result(result, reference)
-        self._done = _Done(made.fitted, layers, places, reference, looks, result)
+        self._comparison.rise()
+        self._done = _Done(
+            made.fitted,
+            begun.looks,
+            str(result.unique_id),
+            grid_of(result),
+            tuple(str(layer.unique_id) for layer in begun.layers),
+            tuple(volume.affine.tobytes() for volume in begun.plan.volumes),
+            str(reference.unique_id),
+        )
         self._draw_slices()
+
+    def _layer(self, unique_id: str) -> Image | None:
+        """A layer of the viewer; None where it was removed."""
+        layers = self._viewer.layers
+        return next((one for one in layers if str(one.unique_id) == unique_id), None)
 
     def _add(self, made: _Made) -> Image:
         """Add a fit's layers; gives that of the volume."""
@@ -337,9 +382,13 @@ class FitWidget(Dock):
         data, settings, _ = made.result
         return self._viewer.add_image(data, **settings)
 
-    def _say_done(self, fitted: Fitted, seconds: float) -> None:
+    def _say_done(self, fitted: Fitted, seconds: float, moved: Sequence[str]) -> None:
         state = fitted.state
-        words = [f"Done in {in_words(seconds)}: {fitted.title(None)}."]
+        words = [f"Done in {in_words(seconds)}: {fitted.title(None)}. {HOW_TO_COMPARE}"]
+        if moved:
+            words.append(
+                f"While this ran {', '.join(moved)} was moved; the result lies where that was."
+            )
         words += [
             f"{record.name}: slice {', '.join(map(str, record.suspects))} of "
             f"{len(record.weight)} hardly believed."
@@ -375,8 +424,11 @@ class FitWidget(Dock):
         else:
             data, settings, _ = outcome.value
             result = self._viewer.add_image(data, **settings)
-            if done.reference is not None:
-                mark_result(result, done.reference)
+            done.again.add(str(result.unique_id))
+            reference = self._layer(done.reference)
+            if reference is not None:
+                mark_result(result, reference)
+                self._comparison.rise()
             self.message.say(f"Sampled: {settings['name']}.")
         self._refresh()
 
@@ -387,6 +439,10 @@ class FitWidget(Dock):
         if event.value in self._running:
             self._running = ()
             self.runner.cancel()
+        left = {str(layer.unique_id) for layer in self._viewer.layers}
+        if self._done is not None and not left & self._done.layers:
+            self._done = None  # with its volume and its network: nothing of it is seen any more
+            self._refresh()
 
     # ------------------------------------------------------------------------- slices
 
@@ -434,7 +490,8 @@ class FitWidget(Dock):
         """
         done = self._done
         now = tuple(volume.affine.tobytes() for volume in self.stacks.volumes)
-        if done is None or done.stacks != tuple(self.stacks.layers) or done.places != now:
+        stacks = tuple(str(layer.unique_id) for layer in self.stacks.layers)
+        if done is None or done.stacks != stacks or done.places != now:
             return None
         return done.fitted
 
@@ -442,24 +499,20 @@ class FitWidget(Dock):
 
     def copy_command(self) -> None:
         """Put the equivalent command line on the clipboard, if there is one."""
+        self._refresh()
         plan = self._plan
         if plan is None or self._helper.state is not State.IDLE:
             return
         mask = self.within.layer
-        layers = [*self.stacks.layers, *([] if mask is None else [mask])]
-        without = [layer.name for layer in layers if layer.source.path is None]
-        if without:
-            self.message.say(
-                f"{', '.join(without)}: there is no file that this comes from, and a command needs "
-                "one: save it (File, Save Selected Layers), open that file, and copy again.",
-                alarming=True,
-            )
+        try:
+            paths = files_of_layers([*self.stacks.layers, *([] if mask is None else [mask])])
+        except UsageError as error:
+            self.message.say(str(error), alarming=True)
             return
-        paths = [Path(layer.source.path) for layer in layers]
         sources, own = paths[: len(plan.volumes)], None if mask is None else paths[-1]
 
-        def work(_report: Report, _stop: Stop) -> str:
-            return plan.compared_command(sources, own)
+        def work(_report: Report, stop: Stop) -> str:
+            return plan.compared_command(sources, own, stop)
 
         self.message.say("Comparing layers with their files…")
         self._helper.start(work, self._on_command)
@@ -532,7 +585,8 @@ class FitWidget(Dock):
             made = outcome.value
             self.live.off()
             result = self._add(made)
-            self._done = _Done(made.fitted, (), (), None, Looks.of(result), result)
+            looks = Looks.of(result)
+            self._done = _Done(made.fitted, looks, str(result.unique_id), grid_of(result))
             if not self.stacks.layers:  # else the sizes offered are theirs
                 opened = volume_of(result)
                 self.voxel_size.suit([opened], opened)
@@ -545,27 +599,59 @@ class FitWidget(Dock):
     def _live_view(self) -> LiveView:
         """One of the fit that is done; raises UsageError if there can be none."""
         done = self._done
-        if done is None or done.result not in self._viewer.layers:
+        result = None if done is None else self._layer(done.result)
+        if done is None or result is None:
             raise UsageError("The result is gone; fit or sample it again.")
-        return LiveView(self._viewer, done.result, done.fitted.lend())
+        view = LiveView(self._viewer, result, done.fitted.lend(_motion(done, result)))
+        view.outdated.connect(self._renew_live)
+        return view
+
+    def _renew_live(self, _frame: int) -> None:
+        """The result was moved, and with it the fit."""
+        done, view = self._done, self.live.view
+        result = None if done is None else self._layer(done.result)
+        if done is not None and view is not None and result is not None:
+            view.field = done.fitted.lend(_motion(done, result))
 
     # ------------------------------------------------------------------------- the end
 
-    def _let_go(self) -> None:
-        _abandon(self._runners())
-        self._look.stop()
-        self._memory.stop()
-        self._no_slices.stop()
-        self._viewer.layers.events.removed.disconnect(self._on_removed)
-        self.live.close_down()
-        self._picture.end()
-        self._slices.hide()
-        self._place.close()
-        for part in (self.stacks, self.within, self.advanced, self.device, self.run):
-            part.close_down()
+    def _ends(self) -> Sequence[Callable[[], object]]:
+        parts = (self.stacks, self.within, self.advanced, self.device, self.run)
+        return (
+            partial(_abandon, self._runners()),
+            self._look.stop,
+            self._memory.stop,
+            self._no_slices.stop,
+            partial(self._viewer.layers.events.removed.disconnect, self._on_removed),
+            self.live.close_down,
+            self._picture.end,
+            self._slices.hide,
+            self._comparison.close,
+            self._place.close,
+            *(part.close_down for part in parts),
+        )
 
     def _runners(self) -> tuple[Runner, ...]:
         return self.runner, self._helper, self.advanced.weights.runner, self.device.runner
+
+
+def fit_selected() -> None:
+    """Layers > Transform > Fit stacks: the widget, whether it is open or not.
+
+    Several images that are selected are the stacks.
+    """
+    viewer = napari.current_viewer()
+    assert viewer is not None  # whose menu it is
+    widget = open_dock(viewer, FitWidget, "Fit stacks")
+    selected = viewer.layers.selection
+    images = [one for one in selected if isinstance(one, Image) and not is_helper(one)]
+    if len(images) > 1:
+        widget.stacks.choose(images)
+
+
+def _motion(done: _Done, result: Image) -> npt.NDArray[np.float64]:
+    """How a fit's result was moved since it was made, RAS+ millimetres to RAS+ millimetres."""
+    return np.asarray(grid_of(result).affine @ np.linalg.inv(done.place.affine))
 
 
 def _prospect(plan: FitPlan) -> Sequence[str]:

@@ -10,7 +10,7 @@ from napari.layers import Image
 from psygnal import Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from napari_arssr._layers import volume_of
+from napari_arssr._layers import PLACE, volume_of
 from napari_arssr._output_choice import Unit, times
 from napari_arssr._rows import Note, choice, refill
 from napari_arssr._view import is_helper
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageChoice"]
 
-_PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
 _NO_IMAGE = "Open a scan or an image stack: drag the file into the window."
 
 
@@ -59,7 +58,7 @@ class ImageChoice(QWidget):
         for events in self._list_events():
             events.connect(self._on_list)
         active = viewer.layers.selection.active
-        self._offer(active if self._is_offered(active) else None)
+        self._offer(active if self.offers(active) else None)
 
     @property
     def layer(self) -> Image | None:
@@ -80,6 +79,10 @@ class ImageChoice(QWidget):
             self._volume = volume_of(self._layer, load=False)
         return self._volume
 
+    def offers(self, layer: Layer | None) -> bool:
+        """Whether a layer of the viewer can be chosen."""
+        return isinstance(layer, Image) and not is_helper(layer)
+
     def choose(self, layer: Image) -> None:
         """Choose a layer of the viewer."""
         self._offer(layer)
@@ -95,16 +98,15 @@ class ImageChoice(QWidget):
         return [events.inserted, events.removed, events.reordered]
 
     def _entries(self) -> list[tuple[str, Image]]:
-        return [(layer.name, layer) for layer in self._viewer.layers if self._is_offered(layer)]
-
-    def _is_offered(self, layer: Layer | None) -> bool:
-        return isinstance(layer, Image) and not is_helper(layer)
+        return [(layer.name, layer) for layer in self._viewer.layers if self.offers(layer)]
 
     def _offer(self, wanted: Image | None) -> None:
         """Bring the list up to date, and choose the wanted layer or what comes nearest."""
         layers = [layer for _, layer in self._entries()]
         if wanted is None or wanted not in layers:
             wanted = layers[-1] if layers else None
+        else:
+            wanted = layers[layers.index(wanted)]  # itself, not a proxy that plugins are given
         refill(self.box, wanted)
         self.box.enabled = bool(layers)
         self._choose(wanted)
@@ -123,7 +125,7 @@ class ImageChoice(QWidget):
         for one, follow in ((self._layer, False), (layer, True)):
             if one is None:
                 continue
-            slots = [(name, self._on_place) for name in _PLACE]
+            slots = [(name, self._on_place) for name in (*PLACE, "axis_labels")]
             slots += [("data", self._on_voxels), ("name", self._on_name)]
             for name, slot in slots:
                 event = getattr(one.events, name)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.io import cast, is_label_map, without_suffix
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Grid, Volume
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from napari.layers import Layer
 
 __all__ = [
+    "PLACE",
+    "TRANSFORMS",
     "LayerData",
     "grid_of",
     "image_layer",
@@ -41,9 +43,14 @@ __all__ = [
 
 LayerData = tuple[Any, dict[str, Any], str]
 
-# What a layer's place is made of, and what else its volume is made of.
-_TRANSFORMS = ("scale", "translate", "rotate", "shear", "affine")
-_ATTRIBUTES = (*_TRANSFORMS, "name", "units", "axis_labels", "metadata", "rgb", "multiscale")
+TRANSFORMS = ("scale", "translate", "rotate", "shear", "affine")
+"""What a layer's data-to-world transform is made of."""
+
+PLACE = ("units", *TRANSFORMS)
+"""What says where a layer lies. To be set in this order: of new units napari takes notice when
+something else is set after them."""
+
+_ATTRIBUTES = (*PLACE, "name", "axis_labels", "metadata", "rgb", "multiscale")
 
 # Key of a volume's metadata: how the world of its layer is called, for the layer of a result.
 _WORLD = "world"
@@ -242,7 +249,7 @@ def _contrast(data: Any) -> tuple[float, float]:
         data = np.asarray(frame[planes // 4 : planes - planes // 4 : step])
     try:
         shown = Normalizer.fit(data)
-    except UsageError:  # not one finite value: nothing to see, but no reason not to open it
+    except FileError:  # not one finite value: nothing to see, but no reason not to open it
         return 0.0, 1.0
     return shown.low, shown.high
 
@@ -262,7 +269,7 @@ def _place(
     """The whole data-to-world transform, and the units of the world."""
     from napari.utils.transforms import Affine
 
-    given = {key: meta[key] for key in _TRANSFORMS if meta.get(key) is not None}
+    given = {key: meta[key] for key in TRANSFORMS if meta.get(key) is not None}
     outer = given.pop("affine", np.eye(axes + 1))
     inner = {"scale": np.ones(axes), "translate": np.zeros(axes)} | given
     try:

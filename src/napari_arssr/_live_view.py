@@ -27,13 +27,12 @@ from psygnal import Signal
 from qtpy.QtCore import QCoreApplication, QEvent, QObject, QTimer
 from qtpy.QtGui import QGuiApplication
 
-from napari_arssr._layers import volume_of
+from napari_arssr._layers import PLACE, volume_of
 from napari_arssr._live_worker import Answer, Desk, Lend, Request, serve
 from napari_arssr._top_layer import OneSlice, TopImage
 from napari_arssr._view import (
     add_beside,
     affine_of,
-    is_helper,
     mark_helper,
     mark_result,
     remove,
@@ -53,9 +52,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-__all__ = ["Lend", "LiveView", "is_live", "visible_box"]
-
-is_live = is_helper
+__all__ = ["Lend", "LiveView", "visible_box"]
 
 Link = tuple[Any, Callable[..., None]]  # an event and what hears it
 
@@ -69,7 +66,6 @@ _LOOK_EVERY = 4  # milliseconds, while an answer is awaited
 # which takes time from the picture.
 _PATIENT = 0.3
 
-_STEADY = ("scale", "translate", "rotate", "shear", "affine", "units")
 _LOOKS = ("contrast_limits_range", "contrast_limits", "colormap", "gamma", "opacity")
 
 
@@ -220,10 +216,10 @@ class LiveView:
             source.events.visible,
         ]
         pairs: list[Link] = [(emitter, self._changed) for emitter in moves]
-        pairs += [(getattr(source.events, name), self._moved) for name in _STEADY]
+        pairs += [(getattr(source.events, name), self._altered) for name in PLACE]
         pairs += [(getattr(source.events, name), self._dress) for name in _LOOKS[1:]]
         pairs += [
-            (source.events.data, self._new_voxels),
+            (source.events.data, self._altered),
             (source.events.name, self._dress),
             (viewer.layers.events.removed, self._layer_gone),
         ]
@@ -237,11 +233,8 @@ class LiveView:
         """Ask soon; what changes in the meantime is one request."""
         self._gather.start()
 
-    def _moved(self, _event: object = None) -> None:
-        self._volume = None
-        self._changed()
-
-    def _new_voxels(self, _event: object = None) -> None:
+    def _altered(self, _event: object = None) -> None:
+        """The layer has other voxels, or lies elsewhere, where the field knows nothing."""
         self._volume = None
         self._stale = True
         self._changed()
@@ -306,7 +299,7 @@ class LiveView:
         if self._stale:
             self.outdated.emit(view.frame)
         if self._stale:  # nobody had a newer field
-            raise UsageError(f"the voxels of {source.name} have changed; turn it on again")
+            raise UsageError(f"what is seen of {source.name} has changed; turn it on again")
         grid = stages[-1].grid
         asked = (*view.axes, view.frame, self._content, grid.shape, grid.affine.tobytes())
         if asked == self._asked:

@@ -8,24 +8,31 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import Cancelled
 from napari_arssr.slice_view import Patch, SliceView
-from napari_arssr.volume import Box
+from napari_arssr.volume import Box, Grid, Volume
 
-if TYPE_CHECKING:
-    from napari_arssr.field import Field
+__all__ = ["Answer", "Desk", "Lend", "Request", "Sampled", "serve"]
 
-__all__ = ["Answer", "Desk", "Lend", "Request", "serve"]
-
-Lend = Callable[[], AbstractContextManager["Field | None"]]
 Plane = npt.NDArray[np.float32]
 Report = Callable[[float | None, str], None]
 Stop = Callable[[], bool]
+
+
+class Sampled(Protocol):
+    """What a live view needs of a field."""
+
+    def sample(self, grid: Grid, *, progress: Callable[[float, str], None], stop: Stop) -> Volume:
+        """The field at every voxel centre of a grid."""
+        ...
+
+
+Lend = Callable[[], AbstractContextManager[Sampled | None]]
 
 _ASK_AGAIN = 0.1  # seconds, while a run has the field
 _LISTEN = 0.2  # seconds until a worker with nothing to do looks whether it is to end
@@ -161,7 +168,7 @@ def _answer(request: Request, desk: Desk, stop: Stop) -> bool:
     return True
 
 
-def _sample(request: Request, stage: int, field: Field, desk: Desk, stop: Stop) -> Plane:
+def _sample(request: Request, stage: int, field: Sampled, desk: Desk, stop: Stop) -> Plane:
     """One stage of a request, as a plane (rows, columns) in the grid's axis order."""
     coarse = stage < len(request.stages) - 1
     encoding = True  # for all that is known before the first report

@@ -15,7 +15,7 @@ from napari_arssr._rows import in_a_row
 from napari_arssr.upsampling import Target
 from napari_arssr.volume import Volume
 
-__all__ = ["AxesChoice", "OutputChoice", "Unit", "times"]
+__all__ = ["AxesChoice", "OutputChoice", "Unit", "offer_sizes", "times"]
 
 _MOST = 8.0
 
@@ -54,6 +54,28 @@ class Unit:
 def times(sizes: Sequence[object]) -> str:
     """Sizes along several axes, on one line: ``96 × 128``."""
     return " × ".join(map(str, sizes))
+
+
+def offer_sizes(box: FloatSpinBox, smallest: float, largest: float, value: float) -> None:
+    """Let a box offer voxel sizes with as many decimals as their size asks for; nobody is told.
+
+    Parameters
+    ----------
+    box : FloatSpinBox
+    smallest : float
+        The smallest side of the voxels there are: so fine the steps have to be.
+    largest : float
+        The largest size to offer.
+    value : float
+        The one to choose.
+    """
+    decimals = max(0, 2 - math.floor(math.log10(smallest)))
+    with box.changed.blocked():
+        box.native.setDecimals(decimals)
+        box.min = 10.0**-decimals
+        box.max = largest
+        box.step = 10.0 ** (1 - decimals)
+        box.value = round(value, decimals)
 
 
 class AxesChoice(QWidget):
@@ -96,6 +118,7 @@ class OutputChoice(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.unit = Unit()
+        self._offered: tuple[Unit, float, float] | None = None
         self.by_scale = QRadioButton("scale")
         self.by_size = QRadioButton("voxel size")
         self.isotropic = QRadioButton("isotropic")
@@ -121,18 +144,18 @@ class OutputChoice(QWidget):
         self.voxel_size.changed.connect(self._on_size)
 
     def suit(self, volume: Volume) -> None:
-        """Offer voxel sizes that make sense for a volume, in its unit."""
-        self.unit = Unit.of(volume)
-        self.symbol.setText(self.unit.symbol)
-        smallest = min(volume.spacing) / self.unit.millimetres
-        largest = max(volume.spacing) / self.unit.millimetres
-        decimals = max(0, 2 - math.floor(math.log10(smallest)))
-        with self.voxel_size.changed.blocked():
-            self.voxel_size.native.setDecimals(decimals)
-            self.voxel_size.min = 10.0**-decimals
-            self.voxel_size.max = largest
-            self.voxel_size.step = 10.0 ** (1 - decimals)
-            self.voxel_size.value = round(smallest / 2, decimals)
+        """Offer voxel sizes that make sense for a volume, in its unit.
+
+        Where they are those that are offered already, the one that is chosen stays.
+        """
+        unit = Unit.of(volume)
+        smallest = min(volume.spacing) / unit.millimetres
+        largest = max(volume.spacing) / unit.millimetres
+        if (unit, smallest, largest) == self._offered:
+            return
+        self.unit, self._offered = unit, (unit, smallest, largest)
+        self.symbol.setText(unit.symbol)
+        offer_sizes(self.voxel_size, smallest, largest, smallest / 2)
 
     def target(self, volume: Volume, along: tuple[bool, bool, bool]) -> Target:
         """What is chosen, for a volume.

@@ -99,7 +99,9 @@ class Plan:
 
     def reuses(self, done: Plan | None) -> bool:
         """Whether the features that another plan has left are all that this one needs."""
-        if done is None or (done.settings, done.frame) != (self.settings, self.frame):
+        if done is None or done.volume is not self.volume:
+            return False
+        if (done.settings, done.frame) != (self.settings, self.frame):
             return False
         if done.box is None:
             return True
@@ -318,13 +320,15 @@ def in_command(words: Sequence[str]) -> str:
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def same_as_file(volume: Volume, source: Path) -> None:
-    """Make sure that a file holds what a volume's layer shows; for a thread.
+def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
+    """Make sure that a file holds what a volume's layer shows, to the last voxel; for a thread.
 
     Raises
     ------
     FileError, OutOfMemory
         If the file cannot be read.
+    Cancelled
+        If ``stop`` says so.
     UsageError
         If it holds something else.
     """
@@ -335,7 +339,9 @@ def same_as_file(volume: Volume, source: Path) -> None:
         raise UsageError(f"{name} has another shape than {source}; {way_out}.")
     if stored.grid != there.grid:
         raise UsageError(f"{name} has other voxel sizes or another place than {source}; {way_out}.")
-    for plane in sorted({0, stored.data.shape[0] // 2, stored.data.shape[0] - 1}):
+    for plane in range(stored.data.shape[0]):
+        if stop():
+            raise Cancelled
         if not np.array_equal(
             np.asarray(stored.data[plane]), np.asarray(there.data[plane]), equal_nan=True
         ):
@@ -411,8 +417,9 @@ def plain_errors(name: str, way_out: str = _WAY_OUT) -> Iterator[None]:
     except ArssrError:
         raise
     except Exception as error:
-        torch = sys.modules.get("napari_arssr.devices")
-        if isinstance(error, MemoryError) or (torch and torch.is_out_of_memory(error)):
+        # Before that module is there, and whole, nothing has asked a device for memory.
+        of_device = getattr(sys.modules.get("napari_arssr.devices"), "is_out_of_memory", None)
+        if isinstance(error, MemoryError) or (of_device is not None and of_device(error)):
             raise OutOfMemory(
                 f"{name}: there was not enough memory; close other programs, {way_out}."
             ) from None

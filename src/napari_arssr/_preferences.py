@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_arssr.weights import CACHE_VARIABLE
+from napari_arssr.weights import CACHE_VARIABLE, REGISTRY
 
 __all__ = ["Preferences", "preferences", "use_cache_folder"]
 
@@ -51,12 +51,19 @@ def preferences() -> Preferences:
         return Preferences()
     folder = page.cache_folder.strip()
     return Preferences(
-        weights=page.weights.strip() or Preferences.weights,
+        weights=_weights(page.weights.strip()),
         device=page.device.strip() or Preferences.device,
         precision=page.precision,
-        memory=round(page.memory * _GIGABYTE) or None,
+        memory=max(1, round(page.memory * _GIGABYTE)) if page.memory else None,
         cache_folder=Path(folder).expanduser() if folder else None,
     )
+
+
+def _weights(given: str) -> str:
+    """A registered name, or a file; its home folder may be written as a tilde."""
+    if not given:
+        return Preferences.weights
+    return given if given in REGISTRY else str(Path(given).expanduser())
 
 
 class _Set:

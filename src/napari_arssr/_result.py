@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_arssr._layers import LayerData, image_layer
+from napari_arssr._view import affine_of
 from napari_arssr.volume import Volume
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
-__all__ = ["Looks", "result_layer"]
+__all__ = ["Looks", "moved_with", "result_layer"]
 
 _LOOKS = ("colormap", "contrast_limits", "gamma", "interpolation2d", "interpolation3d", "rendering")
 
@@ -59,6 +61,29 @@ def result_layer(result: Volume, title: str, looks: Looks) -> LayerData:
         }
         data = data[..., 0, :, :]
     return data, settings | looks.settings | {"name": title}, kind
+
+
+def moved_with(
+    result: LayerData, source: Image, before: npt.NDArray[np.float64]
+) -> tuple[Any, dict[str, Any]]:
+    """A result's data and settings, on a layer that may have been moved since its work began.
+
+    Parameters
+    ----------
+    result : tuple
+    source : Image
+        The layer it was made of.
+    before : (n + 1, n + 1) array
+        :func:`napari_arssr._view.affine_of` that layer, then.
+    """
+    data, settings, _ = result
+    now = affine_of(source)
+    if now.shape != before.shape or np.array_equal(now, before):
+        return data, settings
+    own = np.asarray(settings["affine"])
+    axes = [*range(len(now) - len(own), len(now) - 1), len(now) - 1]  # its last ones
+    motion = (now @ np.linalg.inv(before))[np.ix_(axes, axes)]
+    return data, settings | {"affine": motion @ own, "units": source.units[1 - len(own) :]}
 
 
 def _without(affine: Any, axis: int) -> Any:

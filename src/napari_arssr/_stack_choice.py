@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from magicgui.widgets import ComboBox
 from napari.layers import Image, Labels
 from psygnal import Signal
-from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtCore import QSignalBlocker, Qt, QTimer
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import QListWidget, QListWidgetItem, QVBoxLayout, QWidget
 
-from napari_arssr._layers import volume_of
+from napari_arssr._fit_plan import bounds_of
+from napari_arssr._layers import PLACE, volume_of
 from napari_arssr._output_choice import Unit, times
 from napari_arssr._rows import Note, choice, refill
 from napari_arssr._view import is_helper
+from napari_arssr._worker import Outcome, Runner
 from napari_arssr.errors import UsageError
 from napari_arssr.fitting.stacks import check_form, is_thick
 from napari_arssr.volume import Volume
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskChoice", "StackChoice", "colour_of"]
 
-_PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
-_WATCHED = (*_PLACE, "data", "name")
+_ALTERED = (*PLACE, "axis_labels", "data")
+_WATCHED = (*_ALTERED, "name")
+_AT_REST = 300  # milliseconds without a change of a mask, after which it is looked at again
 _FEW, _MANY = 3, 8  # rows that the list is high
 _LINE = 22
 _NOTHING = "Open two or more stacks of one subject: drag their files into the window."
@@ -182,6 +186,8 @@ class StackChoice(QWidget):
             for layer in self._viewer.layers
             if isinstance(layer, Image) and not is_helper(layer)
         ]
+        if self._reference not in offered:
+            self._reference = None
         before = [one.layer for one in self._candidates]
         if offered != before:
             self._follow(offered)
@@ -266,6 +272,13 @@ class MaskChoice(QWidget):
         self._viewer = viewer
         self._layer: Labels | None = None
         self._volume: Volume | None = None
+        self._bounds: Volume | None = None
+        self._finder = Runner(self, "napari-arssr mask")
+        # One stroke of the brush is many changes.
+        self._at_rest = QTimer(self)
+        self._at_rest.setSingleShot(True)
+        self._at_rest.setInterval(_AT_REST)
+        self._at_rest.timeout.connect(self._on_rest)
         self.box: ComboBox = choice(
             "Only what is labelled here counts: faster, and a must where most of a stack is not "
             "the subject",
@@ -287,6 +300,11 @@ class MaskChoice(QWidget):
         """The layer that is chosen."""
         return self._layer
 
+    @property
+    def bounds(self) -> Volume | None:
+        """Where its labels lie, see :func:`napari_arssr._fit_plan.bounds_of`, if that is known."""
+        return self._bounds
+
     def volume(self) -> Volume | None:
         """The mask, its voxels not loaded; None where there is none.
 
@@ -306,6 +324,8 @@ class MaskChoice(QWidget):
         for events in self._list_events():
             events.disconnect(self._on_list)
         self._watch(None)
+        self._at_rest.stop()
+        self._finder.abandon()
 
     def _list_events(self) -> list[Any]:
         events = self._viewer.layers.events
@@ -319,10 +339,11 @@ class MaskChoice(QWidget):
         for one, follow in ((self._layer, False), (layer, True)):
             if one is None:
                 continue
-            for name in (*_WATCHED, "labels_update", "paint"):
+            slots = [(name, self._on_layer) for name in (*_ALTERED, "labels_update", "paint")]
+            for name, slot in [*slots, ("name", self._on_name)]:
                 event = getattr(one.events, name)
-                (event.connect if follow else event.disconnect)(self._on_layer)
-        self._layer, self._volume = layer, None
+                (event.connect if follow else event.disconnect)(slot)
+        self._layer, self._volume, self._bounds = layer, None, None
 
     def _on_list(self, _event: object = None) -> None:
         refill(self.box, self._layer)
@@ -331,9 +352,34 @@ class MaskChoice(QWidget):
 
     def _on_choice(self, layer: Any) -> None:
         self._watch(layer)
+        self._on_rest()
+
+    def _on_name(self, _event: object = None) -> None:
+        self._volume = None
+        refill(self.box, self._layer)
         self.changed.emit()
 
     def _on_layer(self, _event: object = None) -> None:
+        """It has other voxels, or lies elsewhere."""
         self._volume = None
-        refill(self.box, self._layer)
+        self._at_rest.start()
+
+    def _on_rest(self) -> None:
+        self._at_rest.stop()
+        self.changed.emit()
+        self._find_bounds()
+
+    def _find_bounds(self) -> None:
+        """Look, on a thread, where labels are; those of before count until that is known."""
+        self._finder.abandon()
+        try:
+            volume = self.volume()
+        except UsageError:
+            return  # the plan says so
+        # What is still in a file is not read for this.
+        if volume is not None and isinstance(volume.data, np.ndarray):
+            self._finder.start(lambda _report, _stop: bounds_of(volume), self._on_bounds)
+
+    def _on_bounds(self, outcome: Outcome) -> None:
+        self._bounds = outcome.value  # None for an error, of memory: the fit will say it too
         self.changed.emit()

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
 from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtWidgets import QApplication
 
 from napari_arssr._rows import Note
 from napari_arssr._worker import Outcome
-from napari_arssr.errors import ArssrError
+from napari_arssr.errors import ArssrError, OutOfMemory, UsageError
 
-__all__ = ["UnexpectedError", "in_bytes", "put_on_clipboard", "tell"]
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+__all__ = [
+    "UnexpectedError",
+    "files_of_layers",
+    "in_bytes",
+    "put_on_clipboard",
+    "see_that_it_fits",
+    "tell",
+]
 
 
 class UnexpectedError(Exception):
@@ -34,6 +49,33 @@ def tell(error: BaseException, what: str = "") -> None:
     )
     told.__cause__ = error
     notification_manager.receive_error(UnexpectedError, told, error.__traceback__)
+
+
+def files_of_layers(layers: Sequence[Layer]) -> list[Path]:
+    """The files that layers come from.
+
+    Raises
+    ------
+    UsageError
+        If one comes from none.
+    """
+    without = [layer.name for layer in layers if layer.source.path is None]
+    if without:
+        comes = "comes" if len(without) == 1 else "come"
+        raise UsageError(
+            f"{', '.join(without)} {comes} from no file, and a command needs one: save what is "
+            "shown (File, Save Selected Layers), open that file, and copy again."
+        )
+    return [Path(layer.source.path) for layer in layers]
+
+
+def see_that_it_fits(need: int, way_out: str) -> None:
+    """Raise OutOfMemory, with the way out, if there is not so much memory free, in bytes."""
+    free = psutil.virtual_memory().available
+    if need > free:
+        raise OutOfMemory(
+            f"This would take {in_bytes(need)} of memory, and {in_bytes(free)} are free: {way_out}."
+        )
 
 
 def put_on_clipboard(outcome: Outcome, message: Note) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_beside",
     "affine_of",
+    "frame_of",
     "is_helper",
     "mark_helper",
     "mark_result",
@@ -74,7 +75,7 @@ def view_of(viewer: ViewerModel, layer: Layer, volume: Volume | None = None) -> 
     missing = dims.ndim - layer.ndim  # leading axes of the viewer that the layer has not
     return SliceView.of(
         volume.grid,
-        np.diag([*_unit_factors(viewer, layer), 1.0]) @ affine_of(layer),
+        _affine_in(viewer, layer),
         [axis - missing for axis in dims.displayed],
         dims.point[-layer.ndim :],
         series=volume.data.ndim == 4,
@@ -83,6 +84,13 @@ def view_of(viewer: ViewerModel, layer: Layer, volume: Volume | None = None) -> 
         zoom=camera.zoom,
         canvas=viewer.canvas.viewbox_size(viewer.layers),
     )
+
+
+def frame_of(viewer: ViewerModel, layer: Layer) -> int:
+    """Which frame of a layer with time a viewer shows, in 2D or 3D; the nearest, beside them."""
+    point = np.array([*viewer.dims.point[-layer.ndim :], 1.0])
+    index = float((np.linalg.inv(_affine_in(viewer, layer)) @ point)[0])
+    return int(np.clip(np.round(index), 0, layer.data.shape[0] - 1))
 
 
 def visible_box(viewer: ViewerModel, layer: Layer) -> Box:
@@ -157,10 +165,11 @@ def is_helper(layer: Layer) -> bool:
     return bool(layer.metadata.get(_HELPER))
 
 
-def _unit_factors(viewer: ViewerModel, layer: Layer) -> list[float]:
-    """What 1 in each of a layer's units is in the viewer's, as napari draws it."""
+def _affine_in(viewer: ViewerModel, layer: Layer) -> npt.NDArray[np.float64]:
+    """A layer's whole data-to-world transform in the viewer's units, as napari draws it."""
     world = viewer.layers.extent.units
-    if world is None or len(world) < layer.ndim:
-        return [1.0] * layer.ndim
-    pairs = zip(layer.units, world[-layer.ndim :], strict=True)
-    return [float((1 * unit).to(there).magnitude) for unit, there in pairs]
+    factors = [1.0] * layer.ndim
+    if world is not None and len(world) >= layer.ndim:
+        pairs = zip(layer.units, world[-layer.ndim :], strict=True)
+        factors = [float((1 * unit).to(there).magnitude) for unit, there in pairs]
+    return np.asarray(np.diag([*factors, 1.0]) @ affine_of(layer))

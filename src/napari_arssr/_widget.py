@@ -7,12 +7,15 @@ done is a :class:`~napari_arssr._plan.Plan`; how, is the matter of modules that 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+import napari
 import numpy as np
-import psutil
+import numpy.typing as npt
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QPushButton,
@@ -20,9 +23,9 @@ from qtpy.QtWidgets import (
 
 from napari_arssr import weights
 from napari_arssr._advanced import Advanced
-from napari_arssr._compare import BEFORE_AFTER_KEY, SPLIT_KEY, Comparison
+from napari_arssr._compare import HOW_TO_COMPARE, Comparison
 from napari_arssr._device_choice import DeviceChoice
-from napari_arssr._dock import Dock
+from napari_arssr._dock import Dock, open_dock
 from napari_arssr._image_choice import ImageChoice
 from napari_arssr._kept_place import KeptPlace
 from napari_arssr._layers import LayerData
@@ -33,11 +36,17 @@ from napari_arssr._output_choice import OutputChoice, Unit, times
 from napari_arssr._plan import Plan, Workshop, same_as_file
 from napari_arssr._preferences import preferences, use_cache_folder
 from napari_arssr._region_choice import RegionChoice
-from napari_arssr._result import Looks, result_layer
+from napari_arssr._result import Looks, moved_with, result_layer
 from napari_arssr._rows import Note, Rows, in_a_row
 from napari_arssr._run_row import RunRow
-from napari_arssr._telling import in_bytes, put_on_clipboard, tell
-from napari_arssr._view import mark_result
+from napari_arssr._telling import (
+    files_of_layers,
+    in_bytes,
+    put_on_clipboard,
+    see_that_it_fits,
+    tell,
+)
+from napari_arssr._view import affine_of, frame_of, mark_result
 from napari_arssr._weights_choice import WeightsChoice
 from napari_arssr._worker import Outcome, Report, Runner, State, Stop
 from napari_arssr.errors import OutOfMemory, UsageError
@@ -50,7 +59,7 @@ if TYPE_CHECKING:
 
     from napari_arssr.volume import Volume
 
-__all__ = ["UpsampleWidget"]
+__all__ = ["UpsampleWidget", "upsample_selected"]
 
 # Seconds after which it is looked again whether there is memory now.
 _LOOK_AGAIN = 3
@@ -65,15 +74,16 @@ class UpsampleWidget(Dock):
     viewer : napari.viewer.Viewer
     """
 
+    height_of_rows = _HEIGHT
+
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
-        super().__init__(viewer, _HEIGHT)
+        super().__init__(viewer)
         chosen = preferences()
         self._plan: Plan | None = None
         self._source: Image | None = None
         self._encoded: Plan | None = None
         self._wanted = False
-        self._comparison = Comparison(viewer)
-        self._place = KeptPlace(viewer, self)
+        self._encoded_of: WeakSet[Image] = WeakSet()  # images of which features may be kept
         self._workshop = Workshop(Speeds(weights.cache_folder() / "timing.json"))
         self.runner = Runner(self, "napari-arssr run")
         self._checker = Runner(self, "napari-arssr file")
@@ -93,6 +103,9 @@ class UpsampleWidget(Dock):
         self._lay_out()
         self._connect()
         self._on_image()
+        # Last, since what has the viewer's keys is to be closed again.
+        self._place = KeptPlace(viewer, self)
+        self._comparison = Comparison.of(viewer)
 
     def _lay_out(self) -> None:
         rows = Rows()
@@ -138,26 +151,31 @@ class UpsampleWidget(Dock):
         self.message.say("")
         layer = self.image.layer
         self.region.set_layer(layer)
-        try:
-            volume = self.image.volume()
-        except UsageError:
-            pass  # it says so itself, and the button stays off
-        else:
-            assert layer is not None
-            self.output.suit(volume)
-            labels = tuple(layer.axis_labels)[-3:]
-            named = len(labels) == 3 and not any(label.startswith("-") for label in labels)
-            self.advanced.suit(
-                labels if named else ("z", "y", "x"),
-                plane=self.image.plane,
-                series=volume.data.ndim == 4,
-            )
+        self._suit()
         self._refresh()
 
     def _on_altered(self) -> None:
         """The image has other voxels, or lies elsewhere."""
         self._encoded = None
+        self._suit()
         self._refresh()
+
+    def _suit(self) -> None:
+        """Offer what makes sense for the image as it is now."""
+        layer = self.image.layer
+        try:
+            volume = self.image.volume()
+        except UsageError:
+            return  # it says so itself, and the button stays off
+        assert layer is not None
+        self.output.suit(volume)
+        labels = tuple(layer.axis_labels)[-3:]
+        named = len(labels) == 3 and not any(label.startswith("-") for label in labels)
+        self.advanced.suit(
+            labels if named else ("z", "y", "x"),
+            plane=self.image.plane,
+            series=volume.data.ndim == 4,
+        )
 
     def _on_setting(self, _value: object = None) -> None:
         """What features depend on may have changed."""
@@ -192,17 +210,14 @@ class UpsampleWidget(Dock):
             None if self.advanced.every_frame or volume.data.ndim == 3 else self._frame(),
             self._settings(),
         )
-        lack = _lack(plan)
-        if lack:
-            raise OutOfMemory(lack)
+        see_that_it_fits(plan.bytes_needed, _less_memory(plan))
         return plan
 
     def _frame(self) -> int:
         """The frame of the chosen layer that is shown."""
         layer = self.image.layer
         assert layer is not None
-        index = layer.world_to_data(self._viewer.dims.point[-layer.ndim :])[0]
-        return int(np.clip(round(float(index)), 0, self.image.volume().frames - 1))
+        return frame_of(self._viewer, layer)
 
     def _refresh(self) -> None:
         """Settle what Run would do, and say what would come of it."""
@@ -263,7 +278,9 @@ class UpsampleWidget(Dock):
         self.run.announce(title, self._seconds(plan))
         self.message.say("")
         self._source = layer
-        self.runner.start(work, partial(self._on_end, plan, layer, time.monotonic()))
+        self._encoded_of.add(layer)
+        place = affine_of(layer)
+        self.runner.start(work, partial(self._on_end, plan, layer, place, time.monotonic()))
 
     def run_when_ready(self) -> None:
         """Run as soon as there is something to run."""
@@ -273,7 +290,14 @@ class UpsampleWidget(Dock):
     def _on_state(self, _state: State) -> None:
         self._refresh()
 
-    def _on_end(self, plan: Plan, source: Image, started: float, outcome: Outcome) -> None:
+    def _on_end(
+        self,
+        plan: Plan,
+        source: Image,
+        place: npt.NDArray[np.float64],
+        started: float,
+        outcome: Outcome,
+    ) -> None:
         self.weights.refresh()
         if outcome.cancelled:
             self.message.say("Cancelled.")
@@ -282,39 +306,38 @@ class UpsampleWidget(Dock):
             tell(outcome.error, f"Upsampling {plan.volume.name}")
         else:
             self._encoded = plan if plan.frames == 1 else None
-            data, settings, _ = outcome.value
+            data, settings = moved_with(outcome.value, source, place)
             result = self._viewer.add_image(data, **settings)
             mark_result(result, source)
+            self._comparison.rise()
             self.region.raise_box()
             took = in_words(time.monotonic() - started)
-            self.message.say(
-                f"Done in {took}: {settings['name']}. {BEFORE_AFTER_KEY} over the image compares "
-                f"it with the input, {SPLIT_KEY} splits the view."
-            )
+            self.message.say(f"Done in {took}: {settings['name']}. {HOW_TO_COMPARE}")
         self._refresh()
 
     def _on_removed(self, event: Any) -> None:
-        """A layer is gone: what is being made of it is not wanted any more."""
+        """A layer is gone: what is being made of it, or was kept of it, is not wanted any more."""
         if event.value == self._source:
             self._source = None
             self.runner.cancel()
+        if event.value in self._encoded_of:
+            self._encoded_of.discard(event.value)
+            self._encoded = None
             self._workshop.fields.forget()
 
     # ------------------------------------------------------------------------- command
 
     def copy_command(self) -> None:
         """Put the equivalent command line on the clipboard, if there is one."""
+        self._refresh()  # another frame, or another part, may be in view by now
         layer, plan = self.image.layer, self._plan
         if layer is None or plan is None or self._checker.state is not State.IDLE:
             return
-        if layer.source.path is None:
-            self.message.say(
-                f"{layer.name} comes from no file, and a command needs one: save it (File, Save "
-                "Selected Layers), open that file, and copy again.",
-                alarming=True,
-            )
+        try:
+            (source,) = files_of_layers([layer])
+        except UsageError as error:
+            self.message.say(str(error), alarming=True)
             return
-        source = Path(layer.source.path)
         self.message.say(f"Comparing {layer.name} with its file…")
         self._checker.start(partial(_command, plan, source), self._on_checked)
         self._refresh()
@@ -329,6 +352,7 @@ class UpsampleWidget(Dock):
         """One of the image that is chosen; raises UsageError if there can be none."""
         volume = self._live_source()
         assert self.image.layer is not None
+        self._encoded_of.add(self.image.layer)
         view = LiveView(self._viewer, self.image.layer, self._live_field(volume, 0))
         view.outdated.connect(self._renew_live)
         return view
@@ -360,18 +384,30 @@ class UpsampleWidget(Dock):
 
     # ------------------------------------------------------------------------- the end
 
-    def _let_go(self) -> None:
-        _abandon(self._runners(), self._workshop)
-        self._again.stop()
-        self._viewer.layers.events.removed.disconnect(self._on_removed)
-        self.live.close_down()
-        self._comparison.close()
-        self._place.close()
-        for part in (self.image, self.weights, self.region, self.device, self.run):
-            part.close_down()
+    def _ends(self) -> Sequence[Callable[[], object]]:
+        parts = (self.image, self.weights, self.region, self.device, self.run)
+        return (
+            partial(_abandon, self._runners(), self._workshop),
+            self._again.stop,
+            partial(self._viewer.layers.events.removed.disconnect, self._on_removed),
+            self.live.close_down,
+            self._comparison.close,
+            self._place.close,
+            *(part.close_down for part in parts),
+        )
 
     def _runners(self) -> tuple[Runner, ...]:
         return self.runner, self._checker, self.weights.runner, self.device.runner
+
+
+def upsample_selected() -> None:
+    """Layers > Transform > Upsample: the widget, whether it is open or not, on the active layer."""
+    viewer = napari.current_viewer()
+    assert viewer is not None  # whose menu it is
+    widget = open_dock(viewer, UpsampleWidget, "Upsample")
+    layer = viewer.layers.selection.active
+    if widget.image.offers(layer):
+        widget.image.choose(layer)
 
 
 def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = None) -> None:
@@ -380,17 +416,12 @@ def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = No
     workshop.fields.forget()
 
 
-def _command(plan: Plan, source: Path, _report: Report, _stop: Stop) -> str:
-    same_as_file(plan.volume, source)
+def _command(plan: Plan, source: Path, _report: Report, stop: Stop) -> str:
+    same_as_file(plan.volume, source, stop)
     return plan.command(source)
 
 
-def _lack(plan: Plan) -> str:
-    """Why there is not enough memory for a plan; empty if there is."""
-    need, free = plan.bytes_needed, psutil.virtual_memory().available
-    if need <= free:
-        return ""
+def _less_memory(plan: Plan) -> str:
+    """What to do where a plan needs more memory than there is."""
     way_out = "choose a lower scale or a drawn box"
-    if plan.frames > 1:
-        way_out += ", or one frame under Advanced"
-    return f"This would take {in_bytes(need)} of memory, and {in_bytes(free)} are free: {way_out}."
+    return f"{way_out}, or one frame under Advanced" if plan.frames > 1 else way_out

@@ -12,15 +12,17 @@ TIFF's few types, integers take the first of uint16 and int16 that holds every v
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr._layers import loaded, volume_of_data
+from napari_arssr._layers import LayerData, loaded, volume_of_data
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io import (
     LABEL,
@@ -33,13 +35,15 @@ from napari_arssr.io import (
 )
 from napari_arssr.volume import Volume
 
-__all__ = ["write_image", "write_image_tiff", "write_labels", "write_labels_tiff"]
+__all__ = ["write_folder", "write_image", "write_image_tiff", "write_labels", "write_labels_tiff"]
 
 # What TIFF holds; and in order of preference what other integers are stored as, where they fit.
 _TIFF_OWN = ("uint8", "uint16", "int16")
 _TIFF_OTHER = ("uint16", "int16")
 _NIFTI_OTHER = ("int32",)
 _TIFF = (".tif", ".tiff")
+_NIFTI = ".nii.gz"
+_NOT_IN_NAMES = frozenset('<>:"/\\|?*')
 
 _PART = 1 << 24  # voxels loaded at a time
 _LONGEST_SUFFIX = 5
@@ -67,12 +71,12 @@ def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         If the layer shows no volume, the format cannot hold its numbers, or the file cannot be
         written. Nothing is left behind then.
     """
-    return _write(path, ".nii.gz", data, meta, "image")
+    return _write(path, _NIFTI, data, meta, "image")
 
 
 def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Write a labels layer, said to be one in a NIfTI file's header; see :func:`write_image`."""
-    return _write(path, ".nii.gz", data, meta, "labels")
+    return _write(path, _NIFTI, data, meta, "labels")
 
 
 def write_image_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -83,6 +87,72 @@ def write_image_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 def write_labels_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """:func:`write_labels`, as TIFF where the name has no suffix."""
     return _write(path, ".tif", data, meta, "labels")
+
+
+def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
+    """Write several image and labels layers, each as a NIfTI file of its name in one folder.
+
+    Parameters
+    ----------
+    path : str
+        The folder, which may be there already. A suffix of NIfTI's that it is given is that of
+        the files, ``.nii.gz`` without one.
+    layers : sequence of (data, settings, type)
+
+    Returns
+    -------
+    list of str
+        The files that were written.
+
+    Raises
+    ------
+    FileError
+        As :func:`write_image`, or if a file is there already. Nothing is left behind then.
+    """
+    given = known_suffix(path)
+    if given in _TIFF:
+        raise FileError(f"{path}: several layers are saved as NIfTI; give a folder.")
+    folder, suffix = Path(path[: len(path) - len(given)]), given or _NIFTI
+    targets = [folder / f"{name}{suffix}" for name in _file_names(layers)]
+    for target in targets:
+        if target.exists():  # nobody was asked about this name
+            raise FileError(f"{target} exists; choose another folder, or rename the layer.")
+    with ExitStack() as undo:
+        if not folder.exists():
+            _make(folder)
+            undo.callback(folder.rmdir)
+        written: list[str] = []
+        for target, (data, meta, kind) in zip(targets, layers, strict=True):
+            files = _write(str(target), suffix, data, meta, kind)
+            for file in files:
+                undo.callback(Path(file).unlink)
+            written += files
+        undo.pop_all()  # all are there
+    return written
+
+
+def _file_names(layers: Sequence[LayerData]) -> list[str]:
+    """Layers' names as names of files, no two alike on any system."""
+    names: list[str] = []
+    for _, meta, _ in layers:
+        letters = [
+            "_" if letter in _NOT_IN_NAMES or not letter.isprintable() else letter
+            for letter in str(meta["name"])
+        ]
+        name = "".join(letters).strip(". ") or "layer"
+        taken = {other.lower() for other in names}
+        numbered = (f"{name} ({number})" for number in count(2))
+        names.append(next(one for one in chain([name], numbered) if one.lower() not in taken))
+    return names
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise FileError(
+            f"{folder} cannot be made ({error.strerror}); choose another folder."
+        ) from None
 
 
 def _write(path: str, suffix: str, data: Any, meta: dict[str, Any], kind: str) -> list[str]:
