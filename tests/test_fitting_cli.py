@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import signal
@@ -13,7 +14,10 @@ from fitting_case import CENTRE, GRID, brain, stack, three, truth
 
 from napari_arssr import fitting, io
 from napari_arssr.cli import main
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.evaluation import psnr
+from napari_arssr.fitting.alignment import write_motions
+from napari_arssr.fitting.cli import _settings, add_fit, as_options
 from napari_arssr.fitting.poses import displacement, rigid
 from napari_arssr.fitting.registration import read_motion
 from napari_arssr.volume import Volume
@@ -104,6 +108,18 @@ def test_transforms_read_back_place_the_stacks_without_registration(folder, caps
     assert score("again.nii.gz") > score("unplaced.nii.gz") + 4
 
 
+def test_transforms_written_with_another_reference_place_the_stacks_as_well(folder, capsys):
+    io.write(folder / NAMES[1], stack(1, motion=MOVED))
+    back = np.linalg.inv(rigid(MOVED, CENTRE))
+    write_motions("t", NAMES, [np.eye(4), rigid(MOVED, CENTRE), np.eye(4)])
+    words = ["--method", "linear", "--no-register", "--start", "t", "--reference", "2", "--json"]
+    assert fit("--spacing", "1.6", *words) == 0
+    record = json.loads(capsys.readouterr().out)
+    motions = [one["motion"] for one in record["stacks"]]
+    np.testing.assert_allclose(motions, [back, np.eye(4), back], atol=1e-5)
+    assert min(one["correlation"] for one in record["stacks"]) > 0.9
+
+
 def test_the_voxel_size_is_in_the_file_s_order(folder, capsys):
     words = ["--method", "linear", "--no-register", "--json"]
     assert fit("--spacing", "1.6,3.2,0.8", *words) == 0
@@ -158,6 +174,135 @@ def test_a_fit_goes_on_only_with_the_mask_that_it_was_begun_with(folder, capsys)
     assert "begun without a mask" in refused(capsys, "--mask", "mask.nii.gz", *words)
 
 
+def test_a_fit_goes_on_only_with_the_transforms_that_it_was_begun_with(folder, capsys):
+    write_motions("t", NAMES, [np.eye(4), rigid(MOVED, CENTRE), np.eye(4)])
+    words = ("--field", "f.safetensors", "--resume")
+    assert quick("--start", "t", "--quiet", *words) == 0
+    assert quick("--start", "t", "--quiet", *words) == 0
+    assert "other transforms to start from" in refused(capsys, *words)
+    write_motions("t", NAMES, [np.eye(4)] * 3)
+    assert "other transforms to start from" in refused(capsys, "--start", "t", *words)
+
+
+def test_volume_and_uncertainty_are_on_one_grid_in_whatever_voxels(folder):
+    inside = np.zeros(GRID.shape, dtype=np.uint8)
+    inside[8:24, 10:26, 8:24] = 1
+    io.write(folder / "mask.nii.gz", Volume(inside, GRID.affine))
+    words = ["--method", "srr", "--weight", "0.003", "--no-register", "--mask", "mask.nii.gz"]
+    words += ["--uncertainty", "sd.nii.gz", "--field", "f.safetensors"]
+    assert fit("--spacing", "1.6", *words) == 0
+    coarse = io.read("sd.nii.gz")
+    assert fit("--spacing", "0.8", "--resume", *words) == 0
+    volume, spread = io.read("out.nii.gz"), io.read("sd.nii.gz")
+    assert spread.grid == volume.grid == coarse.grid.scaled(2)
+    assert spread.data.min() == 0  # beyond the mask
+    np.testing.assert_array_equal(spread.data > 0, volume.data != 0)
+    n, m, k = coarse.data.shape
+    means = spread.data.reshape(n, 2, m, 2, k, 2).mean(axis=(1, 3, 5))
+    deep = np.zeros(coarse.data.shape, dtype=bool)
+    deep[5:-5, 5:-5, 5:-5] = True
+    np.testing.assert_allclose(means[deep], coarse.data[deep], rtol=0.05)
+
+
+def test_a_fit_that_is_kept_is_not_overwritten(folder, capsys):
+    words = ("--field", "f.safetensors")
+    assert quick("--quiet", *words) == 0
+    before = (folder / "f.safetensors").read_bytes()
+    text = refused(capsys, *words)
+    assert "f.safetensors is there already" in text
+    assert "--resume" in text
+    assert (folder / "f.safetensors").read_bytes() == before
+
+
+def test_a_fit_to_go_on_with_that_is_not_there_is_said_to_begin_anew(folder, capsys):
+    words = ("--field", "typed.safetensors", "--resume")
+    assert quick(*words) == 0
+    assert "typed.safetensors is not there; a new fit begins" in capsys.readouterr().err
+    assert quick(*words) == 0
+    assert "not there" not in capsys.readouterr().err
+    (folder / "typed.safetensors").unlink()
+    assert quick(*words, "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+def refused_before_work(capsys, monkeypatch, *words, status=2):
+    def work(*_arguments, **_options):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("napari_arssr.fitting.pipeline.prepare", work)
+    assert fit("--spacing", "1.6", "--quiet", *words) == status
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    return text
+
+
+def test_what_would_fail_after_the_work_is_refused_before_it(folder, capsys, monkeypatch):
+    def text(*words, **options):
+        return refused_before_work(capsys, monkeypatch, *words, **options)
+
+    assert "no device 'cuda:77'" in text("--device", "cuda:77")
+    assert "no device 'cuda:77'" in text("--device", "cuda:77", "--method", "linear")
+    assert "no weights 'defualt'" in text("--weights", "defualt")
+    (folder / "broken.safetensors").write_bytes(b"nothing")
+    assert "broken.safetensors" in text("--weights", "broken.safetensors", status=1)
+    (folder / "file").write_text("")
+    for place in ("file", "file/below"):
+        assert "file is a file" in text("--transforms", place)
+    assert not (folder / "out.nii.gz").exists()
+
+
+def test_options_without_use_are_refused_by_name(folder, capsys, monkeypatch):
+    def text(*words):
+        return refused_before_work(capsys, monkeypatch, *words)
+
+    for option, value in (
+        ("--motion", "slices"),
+        ("--weight", "4"),
+        ("--prior", "tv"),
+        ("--slice-profile", "gaussian:3"),
+        ("--no-network", None),
+        ("--weights", "default"),
+        ("--epochs", "3"),
+        ("--minutes", "1"),
+    ):
+        words = [option] if value is None else [option, value]
+        assert f"{option} has no use with --method bspline" in text("--method", "bspline", *words)
+    several = text("--method", "srr", "--weights", "nonsense", "--epochs", "3")
+    assert "--weights and --epochs have no use with --method srr" in several
+    assert "--motion and --weight have no use with --preset paper" in text(
+        "--preset", "paper", "--weight", "4", "--motion", "none"
+    )
+    assert "--weights has no use with --no-network" in text("--no-network", "--weights", "default")
+    assert "--minutes has no use with --method default" in text("--minutes", "1")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        fitting.Settings(spacing=(0.8, 1.0, 1.2), reference=2, register=False, device="cpu"),
+        fitting.Settings("srr", penalty="tikhonov", weight=0.25, metric="mutual-information"),
+        fitting.Settings("irem", weights="arssr-rdn", motion="none", epochs=4, minutes=2.5),
+        fitting.Settings("irem", "paper", epochs=9, seed=3, spacing=0.8),
+        fitting.Settings(network_prior=False, scanner=ScannerModel("gaussian", 1.2)),
+        fitting.Settings("linear"),
+    ],
+    ids=lambda settings: f"{settings.method}-{settings.preset}",
+)
+def test_settings_become_words_and_come_back(settings):
+    assert _settings(_parsed(as_options(settings))) == settings
+
+
+def test_settings_without_use_become_no_words():
+    idle = fitting.Settings("bspline", motion="none", weight=4.0, network_prior=False, epochs=3)
+    assert as_options(idle) == ["--method", "bspline"]
+
+
+def _parsed(words):
+    parser = argparse.ArgumentParser()
+    add_fit(parser.add_subparsers())
+    return parser.parse_args(["fit", "a.nii", "b.nii", "-o", "out.nii", *words])
+
+
 def refused(capsys, *words, status=2, **options):
     assert quick(*words, "--quiet", **options) == status
     text = capsys.readouterr().err
@@ -194,6 +339,11 @@ def test_bad_input_is_one_clear_sentence(folder, capsys):
     assert "method irem" in refused(capsys, "--preset", "paper")
     assert "--slice-profile" in refused(capsys, "--slice-profile", "round")
     assert "does not exist" in refused(capsys, "--start", "nowhere", status=1)
+    inside = np.ones(GRID.shape, dtype=np.float32)
+    inside[:4] = np.nan
+    io.write(folder / "mask.nii.gz", Volume(inside, GRID.affine))
+    text = refused(capsys, "--mask", "mask.nii.gz")
+    assert "mask.nii.gz has 4608 voxels that are not finite" in text
     assert not (folder / "out.nii.gz").exists()
 
 

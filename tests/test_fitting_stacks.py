@@ -7,9 +7,10 @@ from fitting_case import CENTRE, GRID, STILL, stack, thick, three, truth
 from napari_arssr import fitting, io
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.alternation import coarser
+from napari_arssr.fitting.pipeline import output_grid
 from napari_arssr.fitting.poses import rigid
-from napari_arssr.fitting.registration import Agreement
-from napari_arssr.fitting.stacks import check, prepare, read_stacks, within
+from napari_arssr.fitting.registration import Agreement, register
+from napari_arssr.fitting.stacks import check, inside_of, prepare, read_stacks, within
 from napari_arssr.fitting.state import StackRecord
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Volume
@@ -111,6 +112,28 @@ def test_a_mask_keeps_what_is_in_it_or_next_to_it():
     elsewhere = Volume(inside, GRID.moved(np.diag([1, 1, 1, 1.0]) + 500 * np.eye(4, k=3)).affine)
     with pytest.raises(UsageError, match="no voxel of it lies in the mask"):
         within(prepared, elsewhere, np.eye(4))
+
+
+def test_a_mask_says_of_every_voxel_whether_it_is_inside():
+    inside = np.zeros(GRID.shape, dtype=np.float32)
+    inside[12:20, 12:20, 12:20] = 0.5
+    mask = Volume(inside, GRID.affine, name="mask.nii.gz")
+    np.testing.assert_array_equal(inside_of(mask), inside > 0)
+    (prepared,), _ = prepare([stack(0)], Normalizer())
+    for data, words in (
+        (np.where(inside > 0, inside, np.nan), "mask.nii.gz has 36352 voxels that are not finite"),
+        (np.zeros_like(inside), "mask is empty"),
+        (np.stack([inside] * 2), "series of 2"),
+    ):
+        bad = replace(mask, data=data.astype(np.float32))
+        for use in (
+            inside_of,
+            lambda bad: within(prepared, bad, np.eye(4)),
+            lambda bad: output_grid(three(), fitting.Settings(), bad),
+            lambda bad: register(stack(0), stack(1), mask=bad),
+        ):
+            with pytest.raises(UsageError, match=words):
+                use(bad)
 
 
 def test_a_coarser_stack_has_means_of_whole_blocks_at_their_places():

@@ -22,7 +22,15 @@ from napari_arssr.fitting.registration import (
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.volume import Volume
 
-__all__ = ["POOR", "Alignment", "align", "read_motions", "write_motions"]
+__all__ = [
+    "POOR",
+    "Alignment",
+    "align",
+    "check_motions_folder",
+    "read_motions",
+    "seen_from",
+    "write_motions",
+]
 
 POOR = 0.8
 """Correlation with the reference below which a stack is said to agree poorly.
@@ -72,7 +80,7 @@ def align(
     reference : int
         Which one stays where its file says.
     starts : sequence of (4, 4) arrays, optional
-        Motions to begin with; by default none moves.
+        Motions to begin with, in whatever world they have in common; by default none moves.
     registered : bool
         Whether ``starts`` are where the stacks are: nothing is searched for.
     metric : {"correlation", "mutual-information"}
@@ -92,13 +100,14 @@ def align(
             f"There is no stack {reference + 1} to be the reference: there are {len(stacks)}."
         )
     fixed = stacks[reference]
+    begun = seen_from(reference, starts, len(stacks))
     result, motions, agreements, warnings = [], [], [], []
     for number, stack in enumerate(stacks):
         if stop():
             raise Cancelled
-        motion = np.eye(4) if starts is None else starts[number]
+        motion = begun[number]
         if number == reference:
-            motion, agreement = np.eye(4), Agreement(1.0, 1.0, 1.0)
+            agreement = Agreement(1.0, 1.0, 1.0)
         else:
             if not registered:
                 motion = register(
@@ -117,6 +126,50 @@ def align(
         agreements.append(agreement)
         advance((number + 1) / len(stacks))
     return Alignment(result, motions, agreements, warnings)
+
+
+def seen_from(reference: int, motions: Sequence[FloatArray] | None, count: int) -> FloatArray:
+    """Motions (count, 4, 4) in the world of a stack that stays where it is.
+
+    Motions that were written with another stack as reference move this one too: all are taken
+    back with it.
+
+    Parameters
+    ----------
+    reference : int
+    motions : sequence of (4, 4) arrays, optional
+        Of all stacks; by default none moves.
+    count : int
+        How many stacks there are.
+
+    Raises
+    ------
+    UsageError
+        If there are not as many motions as stacks.
+    """
+    if motions is None:
+        return np.tile(np.eye(4), (count, 1, 1))
+    if len(motions) != count:
+        raise UsageError(f"There are {len(motions)} transforms for {count} stacks.")
+    seen = np.linalg.inv(motions[reference]) @ np.stack(motions)
+    seen[reference] = np.eye(4)  # without what rounding leaves
+    return np.asarray(seen)
+
+
+def check_motions_folder(folder: str | os.PathLike[str]) -> Path:
+    """See that transforms can be written to a folder, which may be made for them, before the work.
+
+    Raises
+    ------
+    UsageError, FileError
+    """
+    place = Path(folder)
+    nearest = next(one for one in (place, *place.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} is a file, and transforms need a folder; name another.")
+    if not os.access(nearest, os.W_OK):
+        raise FileError(f"{nearest}: nothing can be written there; name another folder.")
+    return place
 
 
 def write_motions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from napari_arssr.errors import Cancelled, UsageError
 from napari_arssr.terminal import INTERRUPTED, ProgressLine
 
 if TYPE_CHECKING:
+    from napari_arssr.fitting.poses import FloatArray
     from napari_arssr.fitting.settings import Method, Settings
     from napari_arssr.fitting.state import State
     from napari_arssr.volume import Grid, Volume
@@ -68,8 +70,8 @@ def add_fit(commands: Any) -> None:
     _add_places(command)
     _add_model(command)
     _add_kept(command)
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    command.add_argument("--seed", type=int, help="(default: 0)")
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
     command.add_argument("--json", action="store_true", help="print what was done as JSON")
 
@@ -85,16 +87,19 @@ def _add_places(command: argparse.ArgumentParser) -> None:
     )
     places.add_argument(
         "--no-register",
-        action="store_true",
+        dest="register",
+        action="store_const",
+        const=False,
         help="stacks lie where their files, or the transforms of --start, say",
     )
     places.add_argument(
-        "--metric", choices=["correlation", "mutual-information"], default="correlation"
+        "--metric",
+        choices=["correlation", "mutual-information"],
+        help="what registration makes the most of (default: correlation)",
     )
     places.add_argument(
         "--motion",
         choices=["none", "stacks", "slices"],
-        default="slices",
         help="what moves during the fit of default and irem (default: slices)",
     )
     places.add_argument(
@@ -110,20 +115,28 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("model")
     model.add_argument(
         "--slice-profile",
+        dest="scanner",
         type=arguments.scanner,
-        default="slice-profile",
         metavar="KIND[:WIDTH]",
         help="slice-profile (a box), gaussian, kspace or cubic, and its width in slice distances "
         "(default: slice-profile:1)",
     )
-    model.add_argument("--prior", choices=["tv", "tikhonov"], default="tv", help="of SRR")
+    model.add_argument(
+        "--prior", dest="penalty", choices=["tv", "tikhonov"], help="of SRR (default: tv)"
+    )
     model.add_argument("--weight", type=float, help="of the prior (default: chosen from the data)")
     model.add_argument(
-        "--no-network", action="store_true", help="default without the trained network"
+        "--no-network",
+        dest="network_prior",
+        action="store_const",
+        const=False,
+        help="default without the trained network",
     )
-    model.add_argument("--weights", default="default", help="of that network: a name or a file")
+    model.add_argument(
+        "--weights", help="of that network: a name or a file (default: the bundled ones)"
+    )
     model.add_argument("--epochs", type=int, help="of irem: passes over all voxels")
-    model.add_argument("--minutes", type=float, default=0.0, help="of irem: at most")
+    model.add_argument("--minutes", type=float, help="of irem: at most")
 
 
 def _add_kept(command: argparse.ArgumentParser) -> None:
@@ -145,27 +158,151 @@ def _add_kept(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _fit(options: argparse.Namespace) -> int:
-    from napari_arssr import fitting, io
-    from napari_arssr.fitting.alignment import read_motions, write_motions
-    from napari_arssr.fitting.files import check_target
-    from napari_arssr.training.signals import StopRequest
+# Options of how a volume is made, and what they are called in Settings. None has a default on the
+# command line, so that one can tell which were given.
+_OPTIONS = {
+    "--spacing": "spacing",
+    "--no-register": "register",
+    "--metric": "metric",
+    "--motion": "motion",
+    "--slice-profile": "scanner",
+    "--prior": "penalty",
+    "--weight": "weight",
+    "--no-network": "network_prior",
+    "--weights": "weights",
+    "--epochs": "epochs",
+    "--minutes": "minutes",
+    "--device": "device",
+    "--seed": "seed",
+}
 
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a fit is made of, read and checked."""
+
+    volumes: list[Volume]
+    settings: Settings
+    mask: Volume | None
+    starts: list[FloatArray] | None
+    resume: State | None
+
+    @property
+    def names(self) -> list[str]:
+        return [volume.name for volume in self.volumes]
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What came of it."""
+
+    state: State
+    volume: Volume
+    uncertainty: Volume | None
+    seconds: float
+
+
+def _fit(options: argparse.Namespace) -> int:
     settings = _settings(options)
+    _check_targets(options)
+    inputs = _inputs(options, settings)
+    try:
+        outputs = _fitted(options, inputs)
+    except Cancelled:
+        kept = options.field is not None and options.field.exists()
+        more = f"; go on with --field {options.field} --resume" if kept else ""
+        print(f"\nnapari-arssr: Stopped{more}.", file=sys.stderr)
+        return INTERRUPTED
+    _deliver(options, inputs, outputs)
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from napari_arssr.fitting.settings import Settings
+
+    method: Method = options.method or ("irem" if options.preset == "paper" else "default")
+    given = {
+        name: getattr(options, name)
+        for name in _OPTIONS.values()
+        if getattr(options, name) is not None
+    }
+    settings = Settings(
+        method=method, preset=options.preset, reference=options.reference - 1, **given
+    )
+    idle = [
+        option
+        for option, name in _OPTIONS.items()
+        if name in given and name in settings.without_use
+    ]
+    if idle:
+        beside = f"--method {method}"
+        if settings.preset == "paper":
+            beside = "--preset paper"
+        elif idle == ["--weights"] and settings.refines:
+            beside = "--no-network"
+        raise UsageError(
+            f"{_listed(idle)} {'has' if len(idle) == 1 else 'have'} no use with {beside}; leave "
+            f"{'it' if len(idle) == 1 else 'them'} out, or choose otherwise there."
+        )
+    return settings
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _check_targets(options: argparse.Namespace) -> None:
+    """See that all that is to be written can be, before the work."""
+    from napari_arssr import io
+    from napari_arssr.fitting.alignment import check_motions_folder
+    from napari_arssr.fitting.files import check_target
+
     inputs = [*options.stacks, *([options.mask] if options.mask else [])]
     for path in filter(None, [options.output, options.uncertainty]):
         io.check_output(path, inputs)
     if options.uncertainty and options.uncertainty.resolve() == options.output.resolve():
         raise UsageError(f"{options.output}: volume and uncertainty need a file each.")
-    if options.field is not None:
-        check_target(options.field)
-    elif options.resume:
-        raise UsageError("--resume goes on with the fit in --field; name its file.")
-    resume = fitting.load(options.field) if options.resume and options.field.exists() else None
+    if options.transforms is not None:
+        check_motions_folder(options.transforms)
+    if options.field is None:
+        if options.resume:
+            raise UsageError("--resume goes on with the fit in --field; name its file.")
+        return
+    check_target(options.field)
+    if options.field.exists() and not options.resume:
+        raise UsageError(
+            f"{options.field} is there already; add --resume to go on with it, name another file, "
+            "or remove it."
+        )
+
+
+def _inputs(options: argparse.Namespace, settings: Settings) -> _Inputs:
+    from napari_arssr import fitting, io
+    from napari_arssr.fitting.alignment import read_motions
+
+    resume = None
+    if options.resume and options.field.exists():
+        resume = fitting.load(options.field)
+    elif options.resume and not options.quiet:
+        print(
+            f"napari-arssr: {options.field} is not there; a new fit begins.",
+            file=sys.stderr,
+        )
     volumes = fitting.read_stacks(options.stacks)
     names = [volume.name for volume in volumes]
-    starts = read_motions(options.start, names) if options.start else None
-    mask = io.read(options.mask) if options.mask else None
+    return _Inputs(
+        volumes=volumes,
+        settings=settings,
+        mask=io.read(options.mask) if options.mask else None,
+        starts=read_motions(options.start, names) if options.start else None,
+        resume=resume,
+    )
+
+
+def _fitted(options: argparse.Namespace, inputs: _Inputs) -> _Outputs:
+    """The work; raises Cancelled where it is asked to end."""
+    from napari_arssr import fitting
+    from napari_arssr.training.signals import StopRequest
 
     def keep(state: State) -> None:
         if options.field is not None:
@@ -174,98 +311,72 @@ def _fit(options: argparse.Namespace) -> int:
     quiet = options.quiet or options.json
     with StopRequest(options.ended) as request, ProgressLine("fit", quiet=quiet) as line:
         request.listen()
-        watch = fitting.Watch(line, lambda: request.asked, keep)
-        try:
-            state = fitting.fit(
-                volumes,
-                settings,
-                mask=mask,
-                starts=starts,
-                resume=resume,
-                uncertainty=options.uncertainty is not None,
-                watch=watch,
-            )
-            # A finished fit can be asked for another voxel size.
-            spacing = settings.spacing
-            grid = state.grid if spacing is None else state.grid.with_spacing(spacing)
-            volume = state.field(options.device).sample(grid, stop=watch.stop)
-        except Cancelled:
-            kept = options.field is not None and options.field.exists()
-            more = f"; go on with --field {options.field} --resume" if kept else ""
-            print(f"\nnapari-arssr: Stopped{more}.", file=sys.stderr)
-            return INTERRUPTED
-        seconds = line.seconds
-    record = {"output": options.output.name, **record_of(state, grid, seconds)}
-    _write(options.output, volume, record)
-    if state.uncertainty_volume is not None and options.uncertainty is not None:
-        _write(options.uncertainty, state.uncertainty_volume, record)
+        watch = fitting.Watch(progress=line, stop=lambda: request.asked, keep=keep)
+        state = fitting.fit(
+            inputs.volumes,
+            inputs.settings,
+            mask=inputs.mask,
+            starts=inputs.starts,
+            resume=inputs.resume,
+            uncertainty=options.uncertainty is not None,
+            watch=watch,
+        )
+        # A finished fit can be asked for another voxel size.
+        spacing = inputs.settings.spacing
+        grid = state.grid if spacing is None else state.grid.with_spacing(spacing)
+        volume = state.field(inputs.settings.device).sample(grid, stop=watch.stop)
+        uncertainty = None
+        if options.uncertainty is not None:
+            uncertainty = state.uncertainty_on(grid, stop=watch.stop)
+        return _Outputs(state, volume, uncertainty, line.seconds)
+
+
+def _deliver(options: argparse.Namespace, inputs: _Inputs, outputs: _Outputs) -> None:
+    """Write what was asked for, and say what was done."""
+    from napari_arssr.fitting.alignment import write_motions
+
+    state, grid = outputs.state, outputs.volume.grid
+    record = {"output": options.output.name, **record_of(state, grid, outputs.seconds)}
+    _write(options.output, outputs.volume, record)
+    if outputs.uncertainty is not None:
+        _write(options.uncertainty, outputs.uncertainty, record)
     if options.transforms is not None:
-        write_motions(options.transforms, names, [one.whole_motion for one in state.stacks])
+        motions = [stack.whole_motion for stack in state.stacks]
+        write_motions(options.transforms, inputs.names, motions)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
-        _say(state, grid, options, seconds)
-    return 0
-
-
-def _settings(options: argparse.Namespace) -> Settings:
-    from napari_arssr.fitting.settings import Settings
-
-    method: Method = options.method or ("irem" if options.preset == "paper" else "default")
-    return Settings(
-        method=method,
-        preset=options.preset,
-        spacing=options.spacing,
-        reference=options.reference - 1,
-        register=not options.no_register,
-        metric=options.metric,
-        motion=options.motion,
-        scanner=options.slice_profile,
-        penalty=options.prior,
-        weight=options.weight,
-        network_prior=not options.no_network,
-        weights=options.weights,
-        epochs=options.epochs,
-        minutes=options.minutes,
-        device=options.device,
-        seed=options.seed,
-    )
+        _say(state, grid, options, outputs.seconds)
 
 
 def as_options(settings: Settings) -> list[str]:
-    """The words of a command line that :func:`add_fit` makes these settings of."""
+    """The words of a command line that :func:`add_fit` makes these settings of.
+
+    What the method has no use for is left out, for the command refuses it.
+    """
     from napari_arssr.fitting.settings import Settings
     from napari_arssr.volume import as_triple
 
     usual = Settings()
-    words = [] if settings.register else ["--no-register"]
-    if settings.spacing is not None:
-        sides = [repr(side).removesuffix(".0") for side in reversed(as_triple(settings.spacing))]
-        words += ["--spacing", sides[0] if len(set(sides)) == 1 else ",".join(sides)]
+    words = []
     if settings.preset != usual.preset:
         words += ["--preset", settings.preset]
     elif settings.method != usual.method:
         words += ["--method", settings.method]
     if settings.reference != usual.reference:
         words += ["--reference", str(settings.reference + 1)]
-    if settings.scanner != usual.scanner:
-        words += ["--slice-profile", settings.scanner.text]
-    if settings.network_prior != usual.network_prior:
-        words.append("--no-network")
-    for option, name in (
-        ("--metric", "metric"),
-        ("--motion", "motion"),
-        ("--prior", "penalty"),
-        ("--weight", "weight"),
-        ("--weights", "weights"),
-        ("--epochs", "epochs"),
-        ("--minutes", "minutes"),
-        ("--device", "device"),
-        ("--seed", "seed"),
-    ):
+    for option, name in _OPTIONS.items():
         value = getattr(settings, name)
-        if value != getattr(usual, name):
-            words += [option, str(value)]
+        if value == getattr(usual, name) or name in settings.without_use:
+            continue
+        words.append(option)
+        if name == "spacing":
+            sides = [repr(side).removesuffix(".0") for side in reversed(as_triple(value))]
+            words.append(sides[0] if len(set(sides)) == 1 else ",".join(sides))
+        elif name == "scanner":
+            words.append(value.text)
+        elif value is not False:
+            words.append(str(value))
     return words
 
 

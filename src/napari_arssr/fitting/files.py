@@ -2,8 +2,9 @@
 
 Tensors: ``base``, ``uncertainty``, ``mask`` on the grid of ``affine`` (NIfTI's, float64);
 ``stack.N.registered`` (4, 4), ``stack.N.motion`` (slices, 4, 4), ``stack.N.weight`` (slices,) and
-``stack.N.affine`` of the N-th stack, slices along the first array axis; ``network.…``, and
-``memory.…`` of its optimiser. The header's entry ``napari-arssr fit`` is JSON with all else.
+``stack.N.affine`` of the N-th stack, slices along the first array axis; ``starts`` (stacks, 4, 4);
+``network.…``, and ``memory.…`` of its optimiser. The header's entry ``napari-arssr fit`` is JSON
+with all else.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def save(path: str | os.PathLike[str], state: State) -> Path:
     UsageError, FileError
     """
     target = check_target(path)
-    tensors: dict[str, Tensor] = {"affine": torch.from_numpy(np.array(state.grid.affine))}
+    tensors: dict[str, Tensor] = {
+        "affine": torch.from_numpy(np.array(state.grid.affine)),
+        "starts": torch.from_numpy(np.array(state.starts)),
+    }
     for name in _PLANES:
         plane = getattr(state, name)
         if plane is not None:
@@ -158,6 +162,7 @@ def _state_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> State:
         grid,
         Normalizer(**header["normalizer"]),
         stacks,
+        _shaped(tensors["starts"], (len(stacks), 4, 4)).numpy(),
         stage,
         numbers=dict(header["numbers"]),
         warnings=list(header["warnings"]),

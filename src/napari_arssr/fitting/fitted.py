@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class FittedField(CubicField):
     normalizer : Normalizer
         Units of the network: what it adds times the range.
     network : torch.nn.Module, optional
-        Positions (p, 3), see :func:`positions`, to values (p,).
+        Positions (p, 3), see :func:`positions`, to values (p,); copied to ``device``.
     mask : (z, y, x) bool array, optional
         On the base's grid; elsewhere the field is 0.
     device : torch.device or str
@@ -56,7 +57,8 @@ class FittedField(CubicField):
     ) -> None:
         super().__init__(base)
         self.device = torch.device(device)
-        self._network = None if network is None else network.to(self.device).eval()
+        # The caller's own may be in training, on another device.
+        self._network = None if network is None else copy.deepcopy(network).to(self.device).eval()
         self._mask = mask
         own = self.normalizer
         self._share = np.float32((normalizer.high - normalizer.low) / (own.high - own.low))

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import OutOfMemory, UsageError
-from napari_arssr.fitting.alignment import align
+from napari_arssr.fitting.alignment import align, seen_from
 from napari_arssr.fitting.alternation import Poses, find_poses
 from napari_arssr.fitting.averaging import mean_of_stacks
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.refinement import row_weights
-from napari_arssr.fitting.selection import Trial, choose_pull, choose_weight, trial_box
+from napari_arssr.fitting.selection import TRIAL_SIDE, Trial, choose_pull, choose_weight, trial_box
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.fitting.srr import Prior, Problem
-from napari_arssr.fitting.stacks import Stack, check, prepare, within
+from napari_arssr.fitting.stacks import Stack, check, inside_of, prepare, within
 from napari_arssr.fitting.state import StackRecord, State, hash_of, names_of
 from napari_arssr.fitting.uncertainty import uncertainty_of
 from napari_arssr.normalization import Normalizer
@@ -32,13 +32,18 @@ if TYPE_CHECKING:
     import torch
 
     from napari_arssr.fitting.implicit import Trained
+    from napari_arssr.weights import Loaded
 
 __all__ = ["Watch", "fit", "memory_needed", "output_grid"]
 
 Array = npt.NDArray[np.float32]
 
-# Arrays of the volume's size that conjugate gradients and the prior hold at once.
-_ARRAYS = 14
+# How many arrays of the volume's size are held at once: for a mean of stacks, or IREM as published;
+# for conjugate gradients, the prior and its trial; for the lattice twice as fine that stacks which
+# lie askew are seen through; and for the matrix of each of them. All but the first once more for
+# the part that weights are tried on. Measured on the phantom, 64 × 72 × 64 voxels: 15 for a mean,
+# 27 for stacks along the axes, 94 with two of three askew.
+_MEAN, _SOLVER, _LATTICE, _MATRIX = 16, 20, 20, 16
 _KEEP_EVERY = 60.0
 # A network's picture has at most so many voxels along each axis, and pictures take at most such
 # a share of the time.
@@ -122,13 +127,20 @@ def fit(
     """
     settings = settings or Settings()
     watch = watch or Watch()
-    check(volumes)
-    if uncertainty and (settings.preset == "paper" or settings.method in ("linear", "bspline")):
-        what = "the published IREM" if settings.method == "irem" else f"a {settings.method} mean"
-        raise UsageError(
-            f"There is no uncertainty map of {what}; choose the method default or srr."
-        )
-    stacks, state = _begun(volumes, settings, watch, mask=mask, starts=starts, resume=resume)
+    _check_request(volumes, settings, uncertainty=uncertainty)
+    begun = seen_from(settings.reference, starts, len(volumes))
+    network = _network(settings, resume, watch)
+    if resume is None:
+        stacks, state = _begun(volumes, settings, watch, mask=mask, starts=begun)
+    else:
+        _check_same(resume, settings, volumes, mask=mask, starts=begun)
+        stacks, state = _gone_on(volumes, settings, resume), resume
+    if mask is not None:
+        stacks = [
+            within(stack, mask, record.registered)
+            for stack, record in zip(stacks, state.stacks, strict=True)
+        ]
+    watch.keep(state)
     if settings.refines and not state.behind("posed"):
         _find_poses(state, stacks, watch)
         state.stage = "posed"
@@ -137,7 +149,7 @@ def fit(
         if settings.method in ("linear", "bspline"):
             _average(state, stacks, watch)
         elif settings.preset != "paper":
-            _reconstruct(state, stacks, watch)
+            _reconstruct(state, stacks, watch, network)
         state.stage = "reconstructed"
         watch.keep(state)
     if uncertainty and state.uncertainty is None:
@@ -154,72 +166,94 @@ def fit(
 # --------------------------------------------------------------------------------- begin
 
 
+def _check_request(volumes: Sequence[Volume], settings: Settings, *, uncertainty: bool) -> None:
+    """Refuse what cannot be done, before any work."""
+    from napari_arssr.devices import choose_device
+
+    check(volumes)
+    if not 0 <= settings.reference < len(volumes):
+        raise UsageError(
+            f"There is no stack {settings.reference + 1} to be the reference; there are "
+            f"{len(volumes)}."
+        )
+    choose_device(settings.device)
+    if uncertainty and (settings.preset == "paper" or settings.method in ("linear", "bspline")):
+        what = "the published IREM" if settings.method == "irem" else f"a {settings.method} mean"
+        raise UsageError(
+            f"There is no uncertainty map of {what}; choose the method default or srr."
+        )
+
+
+def _network(settings: Settings, resume: State | None, watch: Watch) -> Loaded | None:
+    """The trained network, if it may be asked: fetched and opened before the work, not after."""
+    if not settings.asks_network or (resume is not None and resume.behind("reconstructed")):
+        return None
+    from napari_arssr import weights as registry
+
+    return registry.load(settings.weights, stop=watch.stop)
+
+
 def _begun(
     volumes: Sequence[Volume],
     settings: Settings,
     watch: Watch,
     *,
     mask: Volume | None,
-    starts: Sequence[FloatArray] | None,
-    resume: State | None,
+    starts: FloatArray,
 ) -> tuple[list[Stack], State]:
-    """Stacks in the fit's units, cut to the mask, and where they are."""
-    if not 0 <= settings.reference < len(volumes):
-        raise UsageError(
-            f"There is no stack {settings.reference + 1} to be the reference; there are "
-            f"{len(volumes)}."
-        )
-    if starts is not None and len(starts) != len(volumes):
-        raise UsageError(f"There are {len(starts)} transforms for {len(volumes)} stacks.")
-    digests = [hash_of(volume) for volume in volumes]
-    fixed = volumes[settings.reference]
-    normalizer = _normalizer(fixed) if resume is None else resume.normalizer
-    grid = output_grid(volumes, settings, mask) if resume is None else resume.grid
-    _check_memory(grid)
+    """Stacks in the fit's units, brought together, and where they are."""
+    normalizer = _normalizer(volumes[settings.reference])
+    grid = output_grid(volumes, settings, mask)
+    _check_memory(
+        grid, settings, _askew(grid, volumes, settings, None if settings.register else starts)
+    )
     stacks, warnings = prepare(volumes, normalizer)
-    if resume is not None:
-        _check_same(resume, settings, digests, mask)
-        stacks = [s.scaled(r.gain) for s, r in zip(stacks, resume.stacks, strict=True)]
-        state = resume
-        if not state.behind("done"):
-            state.settings = settings
-    else:
-        aligned = align(
-            stacks,
-            reference=settings.reference,
-            starts=starts,
-            registered=not settings.register,
-            metric=settings.metric,
-            mask=mask,
-            seed=settings.seed,
-            stop=watch.stop,
-            advance=watch.part(0.0, 0.1, "register" if settings.register else "compare"),
+    aligned = align(
+        stacks,
+        reference=settings.reference,
+        starts=list(starts),
+        registered=not settings.register,
+        metric=settings.metric,
+        mask=mask,
+        seed=settings.seed,
+        stop=watch.stop,
+        advance=watch.part(0.0, 0.1, "register" if settings.register else "compare"),
+    )
+    facts = zip(aligned.stacks, volumes, aligned.agreements, aligned.motions, strict=True)
+    records = [
+        StackRecord(
+            name=stack.name,
+            digest=hash_of(volume),
+            grid=stack.volume.grid,
+            gain=stack.gain,
+            agreement=agreement,
+            registered=motion,
+            motion=motion @ stack.still,
+            weight=np.ones(stack.slices),
         )
-        stacks = aligned.stacks
-        facts = zip(stacks, digests, aligned.agreements, aligned.motions, strict=True)
-        records = [
-            StackRecord(
-                stack.name,
-                digest,
-                stack.volume.grid,
-                stack.gain,
-                agreement,
-                motion,
-                motion @ stack.still,
-                np.ones(stack.slices),
-            )
-            for stack, digest, agreement, motion in facts
-        ]
-        state = State(settings, grid, normalizer, records, warnings=[*warnings, *aligned.warnings])
-        if mask is not None:
-            state.mask = _mask_on(grid, mask)
-    if mask is not None:
-        stacks = [
-            within(stack, mask, record.registered)
-            for stack, record in zip(stacks, state.stacks, strict=True)
-        ]
-    watch.keep(state)
-    return stacks, state
+        for stack, volume, agreement, motion in facts
+    ]
+    state = State(
+        settings=settings,
+        grid=grid,
+        normalizer=normalizer,
+        stacks=records,
+        starts=starts,
+        mask=None if mask is None else _mask_on(grid, mask),
+        warnings=[*warnings, *aligned.warnings],
+    )
+    return aligned.stacks, state
+
+
+def _gone_on(volumes: Sequence[Volume], settings: Settings, resume: State) -> list[Stack]:
+    """Stacks in the units of a fit that goes on; its settings are the new ones from now on."""
+    if not resume.behind("done"):
+        places = np.stack([record.registered for record in resume.stacks])
+        _check_memory(resume.grid, settings, _askew(resume.grid, volumes, settings, places))
+    stacks, _ = prepare(volumes, resume.normalizer)
+    if not resume.behind("done"):
+        resume.settings = settings
+    return [stack.scaled(record.gain) for stack, record in zip(stacks, resume.stacks, strict=True)]
 
 
 def _normalizer(fixed: Volume) -> Normalizer:
@@ -245,9 +279,7 @@ def output_grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | No
     grid = volumes[settings.reference].grid.with_spacing(spacing)
     if mask is None:
         return grid
-    if mask.data.ndim != 3 or not (mask.data != 0).any():
-        raise UsageError(f"{mask.name}: this mask is empty, or not one 3D volume.")
-    box = grid.box_touched(grid.index(mask.grid.crop(Box.around(mask.data != 0)).faces))
+    box = grid.box_touched(grid.index(mask.grid.crop(Box.around(inside_of(mask))).faces))
     if box is None:
         raise UsageError(
             f"{mask.name}: this mask lies beside {volumes[settings.reference].name}, which is the "
@@ -258,13 +290,19 @@ def output_grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | No
 
 def _mask_on(grid: Grid, mask: Volume) -> npt.NDArray[np.bool_]:
     """Voxels of a grid whose centre lies in a mask."""
-    return np.asarray(nearest_values(mask, grid) != 0)
+    return np.asarray(nearest_values(replace(mask, data=inside_of(mask)), grid))
 
 
 def _check_same(
-    state: State, settings: Settings, digests: Sequence[str], mask: Volume | None
+    state: State,
+    settings: Settings,
+    volumes: Sequence[Volume],
+    *,
+    mask: Volume | None,
+    starts: FloatArray,
 ) -> None:
-    if [record.digest for record in state.stacks] != list(digests):
+    """Refuse to go on with a fit that was begun with anything else."""
+    if [record.digest for record in state.stacks] != [hash_of(volume) for volume in volumes]:
         raise UsageError(
             f"The fit to go on with is one of other stacks ({', '.join(names_of(state.stacks))}); "
             "give the same files in the same order, or begin a new one."
@@ -272,30 +310,56 @@ def _check_same(
     free = ["epochs", "minutes", "device", "register", *["spacing"] * state.behind("done")]
     old, new = state.settings.to_dict(), settings.to_dict()
     if any(old[name] != new[name] for name in old if name not in free):
-        raise UsageError(
-            "The fit to go on with was begun with other settings; give the same options, or begin "
-            "a new one."
-        )
-    if mask is None or state.mask is None:
-        same_mask = mask is None and state.mask is None
-    else:
-        same_mask = np.array_equal(_mask_on(state.grid, mask), state.mask)
-    if not same_mask:
-        begun = "without a mask" if state.mask is None else "with a mask, and this is not the same"
-        raise UsageError(
-            f"The fit to go on with was begun {begun}; give the same options, or begin a new one."
-        )
+        raise _other_fit("with other settings")
+    if not np.allclose(state.starts, starts, atol=1e-6):
+        raise _other_fit("with other transforms to start from")
+    if state.mask is None:
+        if mask is not None:
+            raise _other_fit("without a mask")
+    elif mask is None or not np.array_equal(_mask_on(state.grid, mask), state.mask):
+        raise _other_fit("with a mask" + ("" if mask is None else ", and this is not the same"))
 
 
-def memory_needed(grid: Grid) -> int:
-    """Bytes that a volume takes while it is fitted."""
-    return _ARRAYS * 4 * grid.size
+def _other_fit(begun: str) -> UsageError:
+    return UsageError(
+        f"The fit to go on with was begun {begun}; give the same options, or begin a new one."
+    )
 
 
-def _check_memory(grid: Grid) -> None:
+def memory_needed(grid: Grid, settings: Settings | None = None, askew: int = 3) -> int:
+    """Bytes that a volume takes while it is fitted.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the volume.
+    settings : Settings, optional
+    askew : int
+        How many stacks do not lie along the volume's axes, or have slices that moved.
+    """
+    settings = settings or Settings()
+    if settings.method in ("linear", "bspline") or settings.preset == "paper":
+        return 4 * _MEAN * grid.size
+    arrays = _SOLVER + (_LATTICE + _MATRIX * askew if askew else 0)
+    return 4 * arrays * (grid.size + min(grid.size, TRIAL_SIDE**3))
+
+
+def _askew(
+    grid: Grid, volumes: Sequence[Volume], settings: Settings, starts: FloatArray | None
+) -> int:
+    """How many stacks may not lie along the volume's axes; ``starts`` are where all of them are."""
+    if settings.refines and settings.motion == "slices":
+        return len(volumes)
+    if starts is None or (settings.refines and settings.motion == "stacks"):
+        return len(volumes) - 1
+    moved = [volume.grid.moved(start) for volume, start in zip(volumes, starts, strict=True)]
+    return sum(one.map_into(grid).axes is None for one in moved)
+
+
+def _check_memory(grid: Grid, settings: Settings, askew: int) -> None:
     import psutil
 
-    needed = memory_needed(grid)
+    needed = memory_needed(grid, settings, askew)
     free = psutil.virtual_memory().available
     if needed > free:
         sizes = " × ".join(str(n) for n in reversed(grid.shape))
@@ -308,17 +372,30 @@ def _check_memory(grid: Grid) -> None:
 # -------------------------------------------------------------------------------- stages
 
 
-def _tell(state: State, watch: Watch, stage: str, problem: Problem, volume: Array) -> None:
-    """Show a volume on its way, and how far it is from the data, to whom it matters."""
-    if watch.measured is not None:
-        watch.measured(stage, problem.error(volume))
-    if watch.seen is not None:
+def _teller(state: State, watch: Watch, stage: str) -> Callable[[Problem, Array], None]:
+    """What shows a volume on its way, and how far it is from the data, to whom it matters."""
+    # By shape, for all grids of a fit have one span.
+    inside: dict[tuple[int, int, int], npt.NDArray[np.bool_]] = {}
+
+    def inside_on(grid: Grid, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        if grid.shape == mask.shape:
+            return mask
+        if grid.shape not in inside:
+            inside[grid.shape] = _mask_on(grid, Volume(mask, state.grid.affine))
+        return inside[grid.shape]
+
+    def tell(problem: Problem, volume: Array) -> None:
+        if watch.measured is not None:
+            watch.measured(stage, problem.error(volume))
+        if watch.seen is None:
+            return
         grid = problem.measurement.grid
         shown = state.normalizer.restore(volume)
         if state.mask is not None:
-            inside = _mask_on(grid, Volume(state.mask, state.grid.affine))
-            shown = np.where(inside, shown, np.float32(0))
+            shown = np.where(inside_on(grid, state.mask), shown, np.float32(0))
         watch.seen(Volume(shown, grid.affine, name="the volume so far"))
+
+    return tell
 
 
 def _find_poses(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
@@ -332,7 +409,7 @@ def _find_poses(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
         reference=settings.reference,
         stop=watch.stop,
         advance=watch.part(0.1, 0.5, "find poses"),
-        seen=partial(_tell, state, watch, "find poses"),
+        seen=_teller(state, watch, "find poses"),
     )
     _set_poses(state, found.motions, found.weights)
 
@@ -365,15 +442,16 @@ def _problem(state: State, stacks: Sequence[Stack]) -> tuple[Problem, Values]:
     return Problem(measurement, [stack.values for stack in stacks], weights), weights
 
 
-def _reconstruct(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
+def _reconstruct(
+    state: State, stacks: Sequence[Stack], watch: Watch, network: Loaded | None
+) -> None:
     settings = state.settings
     problem, weights = _problem(state, stacks)
     guess = problem.start()
-    told = partial(_tell, state, watch, "reconstruct", problem)
+    told = partial(_teller(state, watch, "reconstruct"), problem)
     if not settings.refines:  # else there was a better one before
         told(guess)
     prior = Prior(settings.penalty, 1e-3 if settings.weight is None else settings.weight)
-    asks = settings.refines and settings.network_prior and _is_isotropic(state.grid)
     box = trial_box(guess)
     trial = Trial.of(
         state.grid.crop(box),
@@ -394,9 +472,17 @@ def _reconstruct(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
     )
     # Of voxels that were held back: what is left of the others is less than their noise.
     state.numbers["noise"] = trial.error(on_trial)
-    if asks:
+    if network is not None and _is_isotropic(state.grid):
         volume, prior = _with_network(
-            state, problem, trial, prior, volume=volume, on_trial=on_trial, watch=watch
+            network,
+            problem,
+            trial,
+            prior,
+            volume=volume,
+            on_trial=on_trial,
+            device=settings.device,
+            watch=watch,
+            told=told,
         )
     state.numbers["prior_weight"] = prior.weight
     state.numbers["pull_weight"] = prior.pull_weight
@@ -404,28 +490,26 @@ def _reconstruct(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
 
 
 def _with_network(
-    state: State,
+    network: Loaded,
     problem: Problem,
     trial: Trial,
     prior: Prior,
     *,
     volume: Array,
     on_trial: Array,
+    device: str,
     watch: Watch,
+    told: Callable[[Array], None],
 ) -> tuple[Array, Prior]:
     """The reconstruction drawn to what a trained network makes of it, if that predicts better."""
-    from napari_arssr import weights as registry
     from napari_arssr.fitting.anatomy import as_network_sees
-
-    settings = state.settings
-    loaded = registry.load(settings.weights)
 
     def pulled(data: Array, grid: Grid, start: float, end: float) -> Array:
         return as_network_sees(
             data,
             grid,
-            loaded,
-            device=settings.device,
+            network,
+            device=device,
             stop=watch.stop,
             advance=watch.part(start, end, "ask the network"),
         )
@@ -437,9 +521,8 @@ def _with_network(
     )
     if chosen.pull is None:
         return volume, prior
-    whole = replace(chosen, pull=pulled(volume, state.grid, 0.85, 0.9))
+    whole = replace(chosen, pull=pulled(volume, problem.measurement.grid, 0.85, 0.9))
     advance = watch.part(0.9, 0.95, "reconstruct")
-    told = partial(_tell, state, watch, "reconstruct", problem)
     solved = problem.solve(whole, volume, rounds=3, stop=watch.stop, advance=advance, seen=told)
     return solved, whole
 
@@ -486,16 +569,16 @@ def _train(state: State, stacks: Sequence[Stack], settings: Settings, watch: Wat
 
     paper = settings.preset == "paper"
     course = Course(
-        settings.epochs,
-        settings.minutes,
-        settings.seed,
-        choose_device(settings.device),
-        watch.stop,
-        watch.part(0.1 if paper else 0.5, 1.0, "fit the network"),
-        keep if paper else lambda _state: None,
-        _KEEP_EVERY,
-        _measured_in(watch, "fit the network"),
-        _shown_in(watch, state),
+        epochs=settings.epochs,
+        minutes=settings.minutes,
+        seed=settings.seed,
+        device=choose_device(settings.device),
+        stop=watch.stop,
+        advance=watch.part(0.1 if paper else 0.5, 1.0, "fit the network"),
+        keep=keep if paper else lambda _state: None,
+        keep_every=_KEEP_EVERY,
+        measured=_measured_in(watch, "fit the network"),
+        seen=_shown_in(watch, state),
     )
     if paper:
         samples = Samples(state.grid, stacks, motions)
@@ -529,14 +612,10 @@ def _shown_in(watch: Watch, state: State) -> Callable[[Trained], None]:
         started = time.monotonic()
         if watch.seen is None or started < ready:
             return
-        training = trained.network.training
         steps = [max(1, -(-n // _PICTURE_SIDE)) for n in state.grid.shape]
         grid = state.grid.thinned((steps[0], steps[1], steps[2]))
-        try:
-            so_far = replace(state, trained=trained).field(str(_device_of(trained)))
-            watch.seen(replace(so_far.sample(grid, stop=watch.stop), name="the volume so far"))
-        finally:
-            trained.network.train(training)
+        so_far = replace(state, trained=trained).field(str(_device_of(trained)))
+        watch.seen(replace(so_far.sample(grid, stop=watch.stop), name="the volume so far"))
         now = time.monotonic()
         ready = now + (now - started) / _PICTURE_SHARE
 

@@ -34,6 +34,7 @@ Array = npt.NDArray[np.float32]
 
 # How far a slice is expected to be from the rest of its stack: radians, and millimetres.
 _TURN, _SHIFT = np.radians(4.0), 4.0
+_SCALE = np.array([_TURN] * 3 + [_SHIFT] * 3)
 # A slice whose error is so many times its stack's median counts half.
 _HALF = 2.5
 
@@ -136,13 +137,9 @@ def refine_one(
 ) -> Measurement:
     """One step for one stack, see :func:`refine_poses`."""
     stack, old = measurement.stacks[number], measurement.motions[number]
-    slopes = [
-        measurement.one(number, np.gradient(volume, axis=axis).astype(np.float32))
-        for axis in range(3)
-    ]
     residual = stack.values - measurement.one(number, volume)
     inside = measurement.inside[number]
-    jacobian, centres = _jacobian(measurement, number, slopes, kind)
+    jacobian, centres = _jacobian(measurement, number, volume, kind)
     seen = _through(stack, residual * inside, smoothing)
     columns = np.stack(
         [_through(stack, jacobian[:, k] * inside, smoothing) for k in range(6)], axis=1
@@ -179,10 +176,14 @@ def anchored(measurement: Measurement, reference: int, weights: list[FloatArray]
 
 
 def _jacobian(
-    measurement: Measurement, number: int, slopes: list[Array], kind: Motion
+    measurement: Measurement, number: int, volume: Array, kind: Motion
 ) -> tuple[FloatArray, FloatArray]:
     """How voxels change with the six numbers (rows, 6), and the centres of rotation (slices, 3)."""
     stack, motions = measurement.stacks[number], measurement.motions[number]
+    slopes = [
+        measurement.one(number, np.gradient(volume, axis=axis).astype(np.float32))
+        for axis in range(3)
+    ]
     to_index = np.linalg.inv(measurement.grid.index_affine)[:3, :3]
     # ∂/∂world of the volume, at each voxel: R, A, S.
     world = np.stack(slopes, axis=1).astype(np.float64) @ to_index
@@ -225,26 +226,17 @@ def _steps(
     kind: Motion,
 ) -> FloatArray:
     """The six numbers of every slice, (slices, 6)."""
-    products = columns[:, :, None] * np.concatenate([columns, residual[:, None]], axis=1)[:, None]
-    flat = products.reshape(len(products), -1)
-    sums = np.stack(
-        [np.bincount(stack.slice_of_row, flat[:, k], stack.slices) for k in range(flat.shape[1])],
-        axis=1,
-    ).reshape(-1, 6, 7)
+    sums = _normal_equations(stack, residual, columns)
+    if kind == "stacks":
+        return np.tile(_step_of_all(sums, weights), (stack.slices, 1))
     count = np.bincount(stack.slice_of_row, minlength=stack.slices)
     power = np.bincount(stack.slice_of_row, residual**2, stack.slices)
     known = count > 0
     noise = float(np.median(power[known] / count[known])) if known.any() else 1.0
-    scale = np.array([_TURN] * 3 + [_SHIFT] * 3)
-    if kind == "stacks":
-        total = (weights[:, None, None] * sums).sum(axis=0)
-        damped = total[:, :6] + np.diag(np.full(6, 1e-3) * np.diag(total[:, :6]).max() * scale**-2)
-        step = np.linalg.lstsq(damped, total[:, 6], rcond=None)[0]
-        return np.tile(_limited(step), (stack.slices, 1))
     # Each slice is drawn to the rest of its stack, the more the less it shows.
     mean = typical_motion(motions, np.maximum(weights * count, 1e-9), stack.centres.mean(axis=0))
     apart = parameters_of(mean @ np.linalg.inv(motions), centres)
-    prior = np.diag(max(noise, 1e-10) / scale**2)
+    prior = np.diag(max(noise, 1e-10) / _SCALE**2)
     result = np.zeros((stack.slices, 6))
     for number in np.flatnonzero(known):
         matrix = sums[number, :, :6] + prior * max(1.0, 0.02 * count[number])
@@ -255,10 +247,25 @@ def _steps(
     return result
 
 
+def _normal_equations(stack: Stack, residual: FloatArray, columns: FloatArray) -> FloatArray:
+    """JᵀJ and Jᵀr of every slice, side by side: (slices, 6, 7)."""
+    products = columns[:, :, None] * np.concatenate([columns, residual[:, None]], axis=1)[:, None]
+    flat = products.reshape(len(products), -1)
+    sums = [np.bincount(stack.slice_of_row, flat[:, k], stack.slices) for k in range(flat.shape[1])]
+    return np.stack(sums, axis=1).astype(np.float64).reshape(-1, 6, 7)
+
+
+def _step_of_all(sums: FloatArray, weights: FloatArray) -> FloatArray:
+    """The six numbers of a stack that moves as one, damped where its slices show little."""
+    total = (weights[:, None, None] * sums).sum(axis=0)
+    damped = total[:, :6] + np.diag(np.full(6, 1e-3) * np.diag(total[:, :6]).max() * _SCALE**-2)
+    return _limited(np.linalg.lstsq(damped, total[:, 6], rcond=None)[0])
+
+
 def _limited(step: FloatArray) -> FloatArray:
     """No more at once than the linear picture can be trusted for."""
-    turn = np.linalg.norm(step[:3]) / np.radians(4.0)
-    shift = np.linalg.norm(step[3:]) / 4.0
+    turn = np.linalg.norm(step[:3]) / _TURN
+    shift = np.linalg.norm(step[3:]) / _SHIFT
     return step / max(turn, shift, 1.0)
 
 

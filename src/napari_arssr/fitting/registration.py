@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.poses import FloatArray
+from napari_arssr.fitting.stacks import inside_of
 from napari_arssr.interpolation import apply_separable
 from napari_arssr.request import covered
 from napari_arssr.volume import Grid, Volume
@@ -307,7 +308,7 @@ def _blurred(data: npt.NDArray[np.float32], grid: Grid, other: Grid) -> npt.NDAr
 
 
 def _inside(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
-    filled = Volume((mask.data != 0).astype(np.float32), mask.affine)
+    filled = Volume(inside_of(mask).astype(np.float32), mask.affine)
     return np.asarray((_resampled(filled, grid, np.eye(4)) > 0) & covered(grid, mask.grid))
 
 

@@ -22,13 +22,15 @@ from napari_arssr.fitting.srr import Prior, Problem, Stop
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.volume import Box, Grid
 
-__all__ = ["Trial", "choose_pull", "choose_weight", "trial_box"]
+__all__ = ["TRIAL_SIDE", "Trial", "choose_pull", "choose_weight", "trial_box"]
 
 Array = npt.NDArray[np.float32]
 Advance = Callable[[float], None]
 
+TRIAL_SIDE = 48
+"""Voxels along each side of the part that weights are tried on, at most."""
+
 _HELD_BACK = 0.05
-_SIDE = 48  # voxels of the part that weights are tried on
 _LARGEST, _SMALLEST, _STEP = 0.3, 1e-5, 10**0.5
 
 
@@ -92,7 +94,7 @@ def trial_box(volume: Array) -> Box:
     """The part of a volume with most in it, at most 48 voxels a side."""
     from scipy.ndimage import uniform_filter
 
-    sides = [min(n, _SIDE) for n in volume.shape]
+    sides = [min(n, TRIAL_SIDE) for n in volume.shape]
     rough = np.zeros_like(volume)
     for axis in range(3):
         rough += np.abs(np.diff(volume, axis=axis, append=volume.take([-1], axis)))

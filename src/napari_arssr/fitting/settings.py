@@ -116,6 +116,25 @@ class Settings:
         """Whether slices are moved and weighed while the volume is reconstructed."""
         return self.method == "default" or (self.method == "irem" and self.preset == "default")
 
+    @property
+    def asks_network(self) -> bool:
+        """Whether a trained network may have its say."""
+        return self.refines and self.network_prior
+
+    @property
+    def without_use(self) -> frozenset[str]:
+        """Names of the settings that this method and preset do not look at."""
+        names: set[str] = set()
+        if not self.refines:
+            names |= {"motion", "network_prior"}
+        if not self.asks_network:
+            names.add("weights")
+        if self.method in ("bspline", "linear") or self.preset == "paper":
+            names |= {"scanner", "penalty", "weight"}
+        if self.method != "irem":
+            names |= {"epochs", "minutes"}
+        return frozenset(names)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a header."""
         from dataclasses import asdict

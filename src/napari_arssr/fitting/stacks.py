@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "check_form",
     "check_forms",
+    "inside_of",
     "is_thick",
     "prepare",
     "read_stacks",
@@ -188,18 +189,38 @@ def check_form(volume: Volume) -> None:
 
 def _check_voxels(volume: Volume) -> None:
     name = volume.name
-    if volume.data.dtype.kind == "f":
-        bad = int(np.count_nonzero(~np.isfinite(volume.data)))
-        if bad:
-            values = "a voxel that is" if bad == 1 else f"{bad} voxels that are"
-            raise UsageError(
-                f"{name} has {values} not finite (NaN or infinite); set them to 0 or leave the "
-                "stack out."
-            )
+    _check_finite(volume, "set them to 0 or leave the stack out")
     if volume.data.min() == volume.data.max():
         raise UsageError(
             f"{name} is {float(volume.data.min()):g} everywhere: there is nothing in it to fit."
         )
+
+
+def _check_finite(volume: Volume, way_out: str) -> None:
+    if volume.data.dtype.kind != "f":
+        return
+    bad = int(np.count_nonzero(~np.isfinite(volume.data)))
+    if bad:
+        values = "a voxel that is" if bad == 1 else f"{bad} voxels that are"
+        raise UsageError(f"{volume.name} has {values} not finite (NaN or infinite); {way_out}.")
+
+
+def inside_of(mask: Volume) -> npt.NDArray[np.bool_]:
+    """Voxels of a mask that are not zero.
+
+    Raises
+    ------
+    UsageError
+        If there is none, if it is no single volume, or if one is not finite: nobody can tell on
+        which side such a voxel was meant to lie.
+    """
+    if mask.data.ndim != 3:
+        raise UsageError(f"{mask.name}: a mask is one 3D volume, not a series of {mask.frames}.")
+    _check_finite(mask, "set those outside the mask to 0")
+    inside = np.asarray(mask.data != 0)
+    if not inside.any():
+        raise UsageError(f"{mask.name}: this mask is empty; it is 0 everywhere.")
+    return inside
 
 
 def prepare(volumes: Sequence[Volume], normalizer: Normalizer) -> tuple[list[Stack], list[str]]:
@@ -274,7 +295,7 @@ def _near(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
     """Voxels of a grid in a mask, or no farther from it than the largest voxel's side."""
     from scipy.ndimage import distance_transform_edt, map_coordinates
 
-    inside = mask.data != 0
+    inside = inside_of(mask)
     distance = distance_transform_edt(~inside, sampling=mask.spacing).astype(np.float32)
     points = grid.map_into(mask.grid).points(grid.box)
     far = map_coordinates(

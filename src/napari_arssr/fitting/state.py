@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -92,6 +92,8 @@ class State:
     normalizer : Normalizer
         Between the reference's units and the fit's.
     stacks : list of StackRecord
+    starts : (stacks, 4, 4) array
+        Where registration began, or where stacks were taken to lie, in the reference's world.
     stage : {"aligned", "posed", "reconstructed", "done"}
         What is behind it.
     base : (z, y, x) float32 array, optional
@@ -111,6 +113,7 @@ class State:
     grid: Grid
     normalizer: Normalizer
     stacks: list[StackRecord]
+    starts: FloatArray
     stage: Stage = "aligned"
     base: npt.NDArray[np.float32] | None = None
     uncertainty: npt.NDArray[np.float32] | None = None
@@ -143,12 +146,35 @@ class State:
     @property
     def uncertainty_volume(self) -> Volume | None:
         """The map in the reference's units; 0 outside the mask."""
-        if self.uncertainty is None:
+        data = self._uncertainty_data
+        if data is None:
             return None
-        data = self.uncertainty * np.float32(self.normalizer.high - self.normalizer.low)
         if self.mask is not None:
             data = np.where(self.mask, data, np.float32(0))
         return Volume(data, self.grid.affine, name="uncertainty")
+
+    def uncertainty_on(self, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Volume | None:
+        """The map on any grid, as :meth:`field` gives the volume; see :attr:`uncertainty_volume`.
+
+        Raises
+        ------
+        Cancelled
+        """
+        from napari_arssr.fitting.fitted import FittedField
+
+        data = self._uncertainty_data
+        if data is None:
+            return None
+        field = FittedField(Volume(data, self.grid.affine), self.normalizer, mask=self.mask)
+        sampled = field.sample(grid, stop=stop)
+        # Splines can swing below 0 beside high values.
+        return replace(sampled, data=np.maximum(sampled.data, 0), name="uncertainty")
+
+    @property
+    def _uncertainty_data(self) -> npt.NDArray[np.float32] | None:
+        if self.uncertainty is None:
+            return None
+        return self.uncertainty * np.float32(self.normalizer.high - self.normalizer.low)
 
 
 def hash_of(volume: Volume) -> str:
