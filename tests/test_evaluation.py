@@ -817,19 +817,29 @@ def test_a_file_that_holds_no_rows_is_not_overwritten(folder, tmp_path):
     assert settings.rows.read_text() == "a,b\n1,2\n"
 
 
-def test_parquet_where_pyarrow_is(folder, tmp_path, monkeypatch):
-    from importlib.util import find_spec
+def test_rows_in_parquet_are_those_in_csv(folder, tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+    from pyarrow import parquet
 
+    settings = settings_for(folder, tmp_path, scales=[2.0], metrics=("psnr", "psi"))
+    run(settings)
+    other = replace(settings, rows=tmp_path / "rows.parquet")
+    for row in reversed(read_rows(settings.rows)):
+        add_row(other.rows, row)
+    outcome = run(other)
+    assert (outcome.made, outcome.kept) == (0, 4)
+    assert len(outcome.skipped) == 6  # PSI of slices this small, again
+    assert read_rows(other.rows) == read_rows(settings.rows)
+    table = parquet.read_table(other.rows)
+    assert table.column("ssim").to_pylist() == [None] * 6
+    kinds = {name: str(table.schema.field(name).type) for name in ("psnr", "seed", "recipe")}
+    assert kinds == {"psnr": "double", "seed": "int64", "recipe": "string"}
+
+
+def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
     row = Row(volume="a", psnr=1.5, parameters=2)
-    path = tmp_path / "rows.parquet"
-    if find_spec("pyarrow"):
-        add_row(path, row)
-        add_row(path, row)
-        assert [r.key for r in read_rows(path)] == [row.key]
-        assert read_rows(path)[0].psnr == 1.5
-        assert math.isnan(read_rows(path)[0].ssim)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"pip install pyarrow.*\.csv"):
+    with pytest.raises(UsageError, match=r"pip install 'napari-arssr\[parquet\]'.*\.csv"):
         add_row(tmp_path / "other.parquet", row)
 
 

@@ -313,8 +313,8 @@ def _pyarrow(path: Path) -> Any:
         import_module("pyarrow.parquet")
     except ImportError:
         raise UsageError(
-            f"{path}: Parquet files need pyarrow, which is not installed: pip install pyarrow, or "
-            "name a file that ends in .csv."
+            f"{path}: Parquet files need pyarrow, which is not installed: pip install "
+            "'napari-arssr[parquet]', or name a file that ends in .csv."
         ) from None
     return arrow
 
