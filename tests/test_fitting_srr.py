@@ -1,18 +1,22 @@
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from fitting_case import GRID, brain, stack, three, truth
+from fitting_case import CENTRE, GRID, brain, stack, three, truth
 
 from napari_arssr import fitting
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, OutOfMemory, UsageError
 from napari_arssr.evaluation import psnr
 from napari_arssr.fitting.measurement import Measurement
+from napari_arssr.fitting.pipeline import _askew, memory_needed
+from napari_arssr.fitting.poses import rigid
 from napari_arssr.fitting.selection import Trial, choose_weight, trial_box
 from napari_arssr.fitting.srr import Prior, Problem, gradient, gradient_adjoint
 from napari_arssr.fitting.stacks import prepare
 from napari_arssr.normalization import Normalizer
+from napari_arssr.request import nearest_values
 from napari_arssr.volume import Grid, Volume
 
 SLAB = ScannerModel("slice-profile")
@@ -174,12 +178,42 @@ def test_a_map_is_refused_where_there_is_none():
             fitting.fit(three(), fitting.Settings(**options), uncertainty=True)
 
 
-def test_the_trained_network_is_asked_and_helps_against_noise():
+def network_that_sees(monkeypatch, volume):
+    """Let the trained network's answer be a volume, as bright as what it is asked about."""
+    asked = []
+
+    def seen(data, grid, network, **_options):
+        asked.append((grid.shape, network.name))
+        answer = nearest_values(volume, grid)
+        return answer * np.float32(np.vdot(answer, data) / np.vdot(answer, answer))
+
+    monkeypatch.setattr("napari_arssr.fitting.anatomy.as_network_sees", seen)
+    return asked
+
+
+def test_the_trained_network_is_asked_and_followed_where_it_predicts_better(monkeypatch):
     volumes = three(noise=0.03)
     alone = fitted(volumes, "default", network_prior=False)
+    asked = network_that_sees(monkeypatch, truth())
     helped = fitted(volumes, "default")
+    assert asked == [(GRID.shape, "default")] * 2  # about the trial, here all of it; and the whole
     assert alone.numbers["pull_weight"] == 0
-    assert score(helped) > score(alone) - 0.05
+    assert helped.numbers["pull_weight"] > 0
+    assert score(helped) > score(alone) + 1
+
+
+def test_a_network_that_knows_nothing_is_not_followed(monkeypatch):
+    random = np.random.default_rng(0)
+    noise = random.random(GRID.shape, dtype=np.float32)
+    network_that_sees(monkeypatch, Volume(noise, GRID.affine))
+    state = fitted(three(noise=0.03), "default")
+    assert state.numbers["pull_weight"] == 0
+
+
+def test_the_trained_network_does_no_harm():
+    volumes = three(noise=0.03)
+    alone = fitted(volumes, "default", network_prior=False)
+    assert score(fitted(volumes, "default")) > score(alone) - 0.05
 
 
 def test_a_fit_can_be_stopped_at_once_and_later():
@@ -212,6 +246,59 @@ def test_progress_runs_from_0_to_1_and_never_back():
 def test_a_volume_beyond_memory_is_refused_before_the_work():
     with pytest.raises(OutOfMemory, match="larger voxel size"):
         fitting.fit(three(), fitting.Settings("srr", spacing=0.01, register=False))
+
+
+@pytest.mark.parametrize("askew", [0, 2])
+def test_a_fit_takes_no_more_memory_than_was_said(askew):
+    settings = fitting.Settings("srr", spacing=1.6, register=False)
+    motion = rigid((0.05, -0.06, 0.04, 1.0, -1.0, 0.5), CENTRE)
+    starts = [np.eye(4)] * (3 - askew) + [motion] * askew
+    volumes = three(noise=0.02)
+    tracemalloc.start()
+    try:
+        fitting.fit(volumes, settings, starts=starts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    needed = memory_needed(GRID, settings, askew)
+    assert 0.5 * needed < peak < needed
+    assert _askew(GRID, volumes, settings, np.stack(starts)) == askew
+    assert _askew(GRID, volumes, replace(settings, register=True), None) == 2
+    assert _askew(GRID, volumes, fitting.Settings(), None) == 3
+    assert _askew(GRID, volumes, fitting.Settings(motion="none"), np.stack(starts)) == askew
+
+
+def test_a_mean_takes_less_memory_than_a_reconstruction():
+    assert memory_needed(GRID, fitting.Settings("linear")) < 0.5 * memory_needed(
+        GRID, fitting.Settings("srr"), askew=0
+    )
+    assert memory_needed(GRID) == memory_needed(GRID, fitting.Settings())
+
+
+def test_the_mask_is_brought_to_each_grid_once_however_often_the_volume_is_shown(monkeypatch):
+    brought, seen = [], []
+
+    def watched(mask, grid):
+        brought.append(grid.shape)
+        return nearest_values(mask, grid)
+
+    monkeypatch.setattr("napari_arssr.fitting.pipeline.nearest_values", watched)
+    monkeypatch.setattr("napari_arssr.fitting.alternation._FINE", 5000)
+    inside = np.zeros(GRID.shape, dtype=np.uint8)
+    inside[8:24, 10:26, 8:24] = 1
+    mask = Volume(inside, GRID.affine, name="mask.nii.gz")
+    settings = fitting.Settings(
+        spacing=1.6, register=False, motion="stacks", network_prior=False, weight=0.003
+    )
+    fitting.fit(three(), settings, mask=mask, watch=fitting.Watch(seen=seen.append))
+    shapes = {volume.grid.shape for volume in seen}
+    assert shapes == {(22, 22, 22), (11, 11, 11)}
+    assert len(seen) > len(shapes)
+    assert sorted(brought) == sorted(shapes)
+    for volume in seen:
+        kept = nearest_values(mask, volume.grid) != 0
+        assert not volume.data[~kept].any()
+        assert volume.data[kept].any()
 
 
 def test_results_come_back_in_the_reference_s_units():
