@@ -3,9 +3,15 @@ import pytest
 from fitting_case import CENTRE, GRID, STILL, brain, stack, three, truth
 
 from napari_arssr import fitting
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.evaluation import psnr
+from napari_arssr.fitting.alternation import _only_where_it_helps
+from napari_arssr.fitting.measurement import Measurement
 from napari_arssr.fitting.poses import displacement, rigid
-from napari_arssr.fitting.refinement import slice_weights
+from napari_arssr.fitting.refinement import row_weights, slice_weights
+from napari_arssr.fitting.srr import Prior, Problem
+from napari_arssr.fitting.stacks import prepare
+from napari_arssr.normalization import Normalizer
 
 MOVED = (0.05, -0.06, 0.04, 2.0, -3.0, 2.5)
 ALONE = (0.06, 0.03, -0.05, 2.0, 1.0, -2.0)
@@ -65,6 +71,26 @@ def test_a_stack_that_moved_as_a_whole_is_found_and_the_reference_stays(refined)
 def test_refinement_is_worth_more_than_a_decibel_beside_registration_alone(moving, refined):
     registered = fitting.fit(moving, settings("srr"))
     assert score(refined) > score(registered) + 1
+
+
+def test_a_slice_that_nobody_else_sees_stays_with_its_stack():
+    """A volume fits such a slice wherever it is put: that is no sign that it moved."""
+    volumes = three(noise=0.01)
+    volumes[0] = stack(0, noise=0.01, slices=((3, ALONE),))
+    for number in (1, 2):  # these end where the first slice of the other begins
+        volumes[number] = volumes[number].crop(volumes[number].grid.box.with_range(0, 4, 32))
+    stacks, _ = prepare(volumes, Normalizer())
+    motions = [one.still for one in stacks]
+    motions[0][0] = rigid((0, 0, 0, 0, 3.0, 3.0), CENTRE)
+    motions[0][3] = rigid(ALONE, CENTRE)
+    measurement = Measurement(GRID, stacks, motions, ScannerModel("slice-profile"))
+    weights = [np.ones(one.slices) for one in stacks]
+    problem = Problem(measurement, [one.values for one in stacks], row_weights(stacks, weights))
+    volume = problem.solve(Prior("tv", 3e-3), problem.start())
+    kept = _only_where_it_helps(measurement, volume, weights, lambda: False)
+    still = np.abs(kept.motions[0] - np.eye(4)).max(axis=(1, 2)) < 0.01
+    assert still.tolist() == [True, True, True, False, True, True, True, True]
+    np.testing.assert_allclose(kept.motions[0][3], motions[0][3])
 
 
 def test_stacks_as_a_whole_can_be_all_that_moves(moving):

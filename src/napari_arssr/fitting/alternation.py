@@ -148,7 +148,7 @@ def find_poses(
         weights = _beliefs(measurement, volume)
         advance((number + 1) / len(rounds))
     if kind == "slices" and volume is not None:
-        measurement = _only_where_it_helps(measurement, volume)
+        measurement = _only_where_it_helps(measurement, volume, weights, stop)
         weights = _beliefs(measurement, volume)
     return Poses(measurement.motions, weights)
 
@@ -160,27 +160,77 @@ def _beliefs(measurement: Measurement, volume: Array) -> list[FloatArray]:
     return slice_weights(slice_errors(measurement.stacks, residuals, measurement.inside))
 
 
-def _only_where_it_helps(measurement: Measurement, volume: Array) -> Measurement:
+def _only_where_it_helps(
+    measurement: Measurement,
+    volume: Array,
+    weights: list[FloatArray],
+    stop: Callable[[], bool],
+) -> Measurement:
     """Slices back at their stack's typical motion, but those that clearly fit better elsewhere.
 
     What a slice that did not move is given is noise, and slices that lie mostly beyond the volume
-    are given most of it.
+    are given most of it. A volume that a slice has a part in fits it wherever it was put, most of
+    all where few others see it, at the ends of stacks. So those that seem to have moved are left
+    out of one more volume, and have to fit better elsewhere there too.
     """
-    for number, stack in enumerate(measurement.stacks):
-        own = measurement.motions[number]
-        middle = stack.centres.mean(axis=0)
-        count = np.bincount(stack.slice_of_row, minlength=stack.slices)
-        typical = typical_motion(own, np.maximum(count, 1e-6), middle)
-        together = measurement.moved(number, np.tile(typical, (len(own), 1, 1)))
-        both = measurement.inside[number] * together.inside[number]
-        alone, other = (
-            np.bincount(stack.slice_of_row, both * (stack.values - one) ** 2, stack.slices)
-            for one in (measurement.one(number, volume), together.one(number, volume))
-        )
-        seen = np.bincount(stack.slice_of_row, measurement.inside[number], stack.slices)
-        helps = (alone < (1 - _GAIN) * other) & (seen > _SEEN * np.median(seen))
-        measurement = measurement.moved(number, np.where(helps[:, None, None], own, typical))
+    own = measurement.motions
+    still = _with_motions(measurement, [_typical_of(measurement, n) for n in range(len(own))])
+    seem = _fit_better(measurement, still, volume)
+    if not any(one.any() for one in seem):
+        return still
+    chosen = _chosen(measurement, still, seem)
+    others = [np.where(one, 0.0, weight) for one, weight in zip(seem, weights, strict=True)]
+    values = [stack.values for stack in measurement.stacks]
+    problem = Problem(chosen, values, row_weights(measurement.stacks, others))
+    # From the start, for where nobody else sees anything what they had left would remain.
+    without = problem.solve(_PRIOR, problem.start(), rounds=5, iterations=8, stop=stop)
+    better = _fit_better(chosen, still, without)
+    return _chosen(
+        measurement, still, [one & other for one, other in zip(seem, better, strict=True)]
+    )
+
+
+def _typical_of(measurement: Measurement, number: int) -> FloatArray:
+    """A stack's typical motion, for each of its slices."""
+    stack, own = measurement.stacks[number], measurement.motions[number]
+    count = np.bincount(stack.slice_of_row, minlength=stack.slices)
+    typical = typical_motion(own, np.maximum(count, 1e-6), stack.centres.mean(axis=0))
+    return np.tile(typical, (len(own), 1, 1))
+
+
+def _with_motions(measurement: Measurement, motions: Sequence[FloatArray]) -> Measurement:
+    for number, one in enumerate(motions):
+        if not np.array_equal(one, measurement.motions[number]):
+            measurement = measurement.moved(number, one)
     return measurement
+
+
+def _chosen(
+    moved: Measurement, still: Measurement, which: Sequence[npt.NDArray[np.bool_]]
+) -> Measurement:
+    """Slices as in ``moved`` where ``which`` says so, else as in ``still``."""
+    triples = zip(which, moved.motions, still.motions, strict=True)
+    return _with_motions(
+        still, [np.where(one[:, None, None], own, other) for one, own, other in triples]
+    )
+
+
+def _fit_better(
+    moved: Measurement, still: Measurement, volume: Array
+) -> list[npt.NDArray[np.bool_]]:
+    """For each stack, which slices a volume predicts clearly better in ``moved``."""
+    result = []
+    pairs = zip(moved.forward(volume), still.forward(volume), strict=True)
+    for number, (seen, other) in enumerate(pairs):
+        stack, inside = moved.stacks[number], moved.inside[number]
+        both = inside * still.inside[number]
+        own, typical = (
+            np.bincount(stack.slice_of_row, both * (stack.values - one) ** 2, stack.slices)
+            for one in (seen, other)
+        )
+        shown = np.bincount(stack.slice_of_row, inside, stack.slices)
+        result.append((own < (1 - _GAIN) * typical) & (shown > _SEEN * np.median(shown)))
+    return result
 
 
 def _factor(stack: Stack, spacing: float) -> int:
