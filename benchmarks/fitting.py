@@ -1,6 +1,6 @@
 """Fit volumes to simulated stacks and score every method; makes the tables of docs/fit.md.
 
-    python benchmarks/fitting.py run DATA --rows rows.csv [--side 80] [--volumes 1]
+    python benchmarks/fitting.py run DATA --rows rows.csv [--side 80] [--volumes 1] [--cases …]
     python benchmarks/fitting.py table --rows rows.csv
     python benchmarks/fitting.py fetal DATA --out FOLDER
 
@@ -43,7 +43,20 @@ CASES = (
     ("within", 4, 2.0),
     ("spoilt", 4, 2.0),
 )
-METHODS = ("bspline", "srr", "srr-best", "default", "irem", "paper")
+METHODS = {
+    "bspline": "B-spline mean",
+    "srr": "SRR",
+    "srr-best": "SRR at its best weight",
+    "default": "default",
+    "irem": "`irem`",
+    "paper": "`--preset paper`",
+}
+TITLES = {
+    "aligned": "aligned",
+    "between": "moved between stacks",
+    "within": "every fifth slice moved as well",
+    "spoilt": "two slices spoilt in each stack",
+}
 FETAL = ("bspline", "srr", "default")
 # Of the prior of "srr-best": every one of them is tried, and the best by the truth is kept.
 WEIGHTS = [0.1 * 10 ** (-step / 4) for step in range(14)]
@@ -94,7 +107,9 @@ def main() -> int:
     run.add_argument("--rows", type=Path, required=True)
     run.add_argument("--side", type=int, default=80)
     run.add_argument("--volumes", type=int, default=1)
-    run.add_argument("--cases", nargs="+", default=[case for case, _, _ in CASES])
+    run.add_argument("--cases", nargs="+", default=list(TITLES), choices=TITLES)
+    run.add_argument("--factors", nargs="+", type=int, default=[4, 8])
+    run.add_argument("--noise", nargs="+", type=float, default=[0.0, 2.0], help="percent")
     run.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     run.add_argument("--minutes", type=float, default=10.0, help="of IREM as published")
     table = commands.add_parser("table")
@@ -116,7 +131,11 @@ def run_all(options: argparse.Namespace) -> int:
     files = sorted((options.data / "brains_t1w" / "val").glob("*.nii.gz"))[: options.volumes]
     for file in files:
         for case, factor, noise in CASES:
-            if case not in options.cases:
+            if (
+                case not in options.cases
+                or factor not in options.factors
+                or noise not in options.noise
+            ):
                 continue
             simulated = None
             for method in options.methods:
@@ -230,11 +249,9 @@ def fitted(row: Row, simulated: Simulated, minutes: float, weight: float | None 
 
 def run_fetal(options: argparse.Namespace) -> int:
     """The six real stacks; results that are there are not made again."""
-    from scipy.ndimage import binary_fill_holes
-
     folder = options.data / "fetal_stacks"
     published = io.read(folder / "fetal_sub-01_SR_T2w.nii.gz")
-    inside = binary_fill_holes(published.data > 0)
+    inside = subject(published.data > 0)
     mask = Volume(inside.astype(np.uint8), published.affine, name="mask")
     stacks = fitting.read_stacks(sorted(folder.glob("*_run-*_T2w.nii.gz")))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -256,6 +273,16 @@ def run_fetal(options: argparse.Namespace) -> int:
         results[method] = io.read(path)
     compare_fetal(published, inside, stacks[reference], results, options.out / "fetal.png")
     return 0
+
+
+def subject(seen: np.ndarray) -> np.ndarray:
+    """The largest piece of what is seen, without the thousands of specks around it, and filled."""
+    from scipy.ndimage import binary_fill_holes, binary_opening, label
+
+    pieces, _ = label(binary_opening(seen, iterations=2))
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return binary_fill_holes(pieces == np.argmax(sizes))
 
 
 def compare_fetal(
@@ -319,35 +346,57 @@ def append(path: Path, row: Row) -> None:
 
 
 def print_tables(path: Path) -> int:
-    groups: dict[tuple[str, int, float], list[Row]] = defaultdict(list)
-    for row in read(path):
-        groups[row.case, row.factor, row.noise_percent].append(row)
-    for (case, factor, noise), rows in groups.items():
-        print(f"\n**{case}, factor {factor}, {noise:g} % noise**\n")
-        print("\n".join(lines(case, rows)))
+    print("\n".join(lines(read(path))))
     return 0
 
 
-def lines(case: str, rows: list[Row]) -> Iterator[str]:
-    extra = {"spoilt": ["spoilt slices found"]}.get(
-        case, ["pose error"] if case in ("between", "within") else []
+def lines(rows: list[Row]) -> Iterator[str]:
+    """The table of docs/fit.md: cases below each other, methods beside each other."""
+    cases: dict[tuple[str, int, float], list[Row]] = defaultdict(list)
+    for row in rows:
+        cases[row.case, row.factor, row.noise_percent].append(row)
+    methods = [name for name in METHODS if any(row.method == name for row in rows)]
+    yield "| stacks | | " + " | ".join(METHODS[name] for name in methods) + " |"
+    yield "|---" * (2 + len(methods)) + "|"
+    for (case, factor, noise), some in cases.items():
+        columns = [[row for row in some if row.method == name] for name in methods]
+        title = f"{TITLES[case]}, factor {factor}" + (f", {noise:g} % noise" if noise else "")
+        best = max(mean(column, "psnr") for column in columns if column)
+        for line in measures(case):
+            cells = [cell(line, column, best) if column else "–" for column in columns]
+            yield f"| {title} | {line} | " + " | ".join(cells) + " |"
+            title = ""
+
+
+def measures(case: str) -> list[str]:
+    """Lines of the table for a case."""
+    own = {
+        "between": ["pose error left"],
+        "within": ["pose error left"],
+        "spoilt": ["spoilt slices found"],
+    }
+    return ["PSNR, SSIM", *own.get(case, []), "time"]
+
+
+def cell(line: str, rows: list[Row], best: float) -> str:
+    """What one method reached in one case."""
+    if line == "PSNR, SSIM":
+        reached = mean(rows, "psnr")
+        bold = "**" if round(reached, 2) == round(best, 2) else ""
+        return f"{bold}{reached:.2f}{bold}, {mean(rows, 'ssim'):.3f}"
+    if line == "pose error left":
+        return f"{mean(rows, 'pose_mm'):.2f} mm, {mean(rows, 'pose_degrees'):.2f}°"
+    if line == "spoilt slices found":
+        return "; ".join(row.found for row in rows)
+    return (
+        f"{mean(rows, 'seconds'):.2g} s"
+        if mean(rows, "seconds") < 10
+        else (f"{mean(rows, 'seconds'):.0f} s")
     )
-    yield "| method | PSNR, dB | SSIM | time, s |" + "".join(f" {name} |" for name in extra)
-    yield "|---|---|---|---|" + "---|" * len(extra)
-    for method in METHODS:
-        some = [row for row in rows if row.method == method]
-        if not some:
-            continue
-        mean = {
-            name: float(np.mean([getattr(row, name) for row in some]))
-            for name in ("psnr", "ssim", "seconds", "pose_mm", "pose_degrees")
-        }
-        line = f"| {method} | {mean['psnr']:.2f} | {mean['ssim']:.4f} | {mean['seconds']:.0f} |"
-        if case == "spoilt":
-            line += f" {'; '.join(row.found for row in some)} |"
-        elif extra:
-            line += f" {mean['pose_mm']:.2f} mm, {mean['pose_degrees']:.2f}° |"
-        yield line
+
+
+def mean(rows: list[Row], name: str) -> float:
+    return float(np.mean([getattr(row, name) for row in rows]))
 
 
 if __name__ == "__main__":
