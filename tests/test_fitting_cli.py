@@ -386,10 +386,12 @@ def test_a_fit_that_is_interrupted_goes_on(folder):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
-    while not (folder / "f.safetensors").exists():
+    kept = folder / "f.safetensors"
+    # The network comes next.
+    while not (kept.exists() and fitting.load(kept).stage == "reconstructed"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(3)
+    time.sleep(5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130

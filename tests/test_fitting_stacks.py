@@ -184,7 +184,16 @@ def test_slices_are_outlined_where_they_were_found():
     motion = prepared.still
     motion[2] = rigid([0.1, 0, 0, 3, 0, 0], CENTRE)
     agreement = Agreement(1.0, 1.0, 1.0)
-    record = StackRecord("a", "", grid, 1.0, agreement, motion, np.ones(len(motion)))
+    record = StackRecord(
+        name="a",
+        digest="",
+        grid=grid,
+        gain=1.0,
+        agreement=agreement,
+        registered=np.eye(4),
+        motion=motion,
+        weight=np.ones(len(motion)),
+    )
     stated = grid.slice_outlines(0)
     np.testing.assert_allclose(np.delete(record.outlines, 2, 0), np.delete(stated, 2, 0))
     moved = grid.moved(motion[2]).slice_outlines(0)[2]
