@@ -246,7 +246,8 @@ def test_what_is_to_come_is_said_before(three: Window, monkeypatch: pytest.Monke
     mask.units = three.viewer.layers[0].units
     widget.within.box.value = mask
     three.until(lambda: not estimate().startswith("10 × 12 × 8"))
-    widget.within.box.value = None
+    widget.within.box.native.setCurrentIndex(0)
+    assert widget.within.layer is None
     assert estimate().startswith("10 × 12 × 8")
     monkeypatch.setattr("napari_arssr._fit_plan.memory_needed", lambda grid: 10**18)
     widget.voxel_size.side.value = 2.0

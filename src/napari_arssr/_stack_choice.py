@@ -33,6 +33,7 @@ __all__ = ["MaskChoice", "StackChoice", "colour_of"]
 
 _ALTERED = (*PLACE, "axis_labels", "data")
 _WATCHED = (*_ALTERED, "name")
+_NO_MASK = "none"  # not None, of which magicgui tells nobody that it was chosen
 _AT_REST = 300  # milliseconds without a change of a mask, after which it is looked at again
 _FEW, _MANY = 3, 8  # rows that the list is high
 _LINE = 22
@@ -331,9 +332,12 @@ class MaskChoice(QWidget):
         events = self._viewer.layers.events
         return [events.inserted, events.removed, events.reordered]
 
-    def _entries(self) -> list[tuple[str, Layer | None]]:
+    def _entries(self) -> list[tuple[str, Layer | str]]:
         labels = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
-        return [("none: all voxels", None), *((layer.name, layer) for layer in labels)]
+        return [("none: all voxels", _NO_MASK), *((layer.name, layer) for layer in labels)]
+
+    def _refill(self) -> None:
+        refill(self.box, _NO_MASK if self._layer is None else self._layer)
 
     def _watch(self, layer: Labels | None) -> None:
         for one, follow in ((self._layer, False), (layer, True)):
@@ -346,17 +350,17 @@ class MaskChoice(QWidget):
         self._layer, self._volume, self._bounds = layer, None, None
 
     def _on_list(self, _event: object = None) -> None:
-        refill(self.box, self._layer)
-        if self.box.value is not self._layer:
+        self._refill()
+        if self._layer is not None and self.box.value is not self._layer:
             self._on_choice(self.box.value)
 
     def _on_choice(self, layer: Any) -> None:
-        self._watch(layer)
+        self._watch(None if layer == _NO_MASK else layer)
         self._on_rest()
 
     def _on_name(self, _event: object = None) -> None:
         self._volume = None
-        refill(self.box, self._layer)
+        self._refill()
         self.changed.emit()
 
     def _on_layer(self, _event: object = None) -> None:
