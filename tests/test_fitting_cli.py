@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import nibabel as nib
 import numpy as np
@@ -380,18 +379,13 @@ def test_a_fit_that_is_interrupted_goes_on(folder):
     words = ["--preset", "paper", "--no-register", "--spacing", "1.6", "--field", "f.safetensors"]
     command = [sys.executable, "-m", "napari_arssr", "fit", *NAMES, "-o", "out.nii.gz", *words]
     process = subprocess.Popen(
-        [*command, "--epochs", "500"],
+        [*command, "--epochs", "60"],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 120
-    kept = folder / "f.safetensors"
-    # The network comes next.
-    while not (kept.exists() and fitting.load(kept).stage == "reconstructed"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(5)
+    # The network begins at a tenth: at two of them it has done some steps.
+    assert any(line.startswith("fit   20%  fit the network") for line in process.stderr)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
