@@ -214,10 +214,10 @@ class UpsampleWidget(Dock):
         return plan
 
     def _frame(self) -> int:
-        """The frame of the chosen layer that is shown."""
+        """The frame of the chosen layer that is shown; 0 of one without time."""
         layer = self.image.layer
         assert layer is not None
-        return frame_of(self._viewer, layer)
+        return frame_of(self._viewer, layer) if self.image.volume().data.ndim == 4 else 0
 
     def _refresh(self) -> None:
         """Settle what Run would do, and say what would come of it."""
