@@ -612,6 +612,7 @@ def test_a_result_that_is_moved_takes_the_fit_with_it(three: Window) -> None:
     move()
     np.testing.assert_allclose(picture(), before, atol=1e-2)
     widget.live.box.setChecked(False)
+    three.qtbot.wait(50)  # until the sight is kept, after the live view's layer has gone
     move()
     widget.live.box.setChecked(True)
     np.testing.assert_allclose(picture(), before, atol=1e-2)
