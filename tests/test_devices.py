@@ -21,6 +21,7 @@ from napari_arssr.devices import (
 from napari_arssr.errors import UsageError
 from napari_arssr.field import CubicField, NetworkField
 from napari_arssr.models import ArSSR, ModelConfig, build
+from napari_arssr.models.encoders import first_layer
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Grid, Volume
 
@@ -94,6 +95,20 @@ def test_float16_is_refused_on_a_processor_only() -> None:
         choose_precision("float16", CPU, bfloat16_is_safe=True)
     cuda = torch.device("cuda:0")
     assert choose_precision("float16", cuda, bfloat16_is_safe=False) == torch.float16
+
+
+def test_intensities_are_seen_in_all_their_digits_by_a_network_in_half_precision() -> None:
+    layer = torch.nn.Conv3d(1, 1, 3, padding=1)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[0, 0, 1, 1, 1] = 1024
+        assert layer.bias is not None
+        layer.bias.fill_(-512)
+    layer.to(torch.bfloat16)
+    # Beside 0.5, bfloat16 holds nothing nearer than 0.502.
+    seen = first_layer(layer, torch.full((1, 1, 1, 1, 1), 0.5 + 2**-11))
+    assert seen.dtype == torch.bfloat16
+    assert seen.item() == 0.5
 
 
 def test_a_precision_by_name_is_that_precision() -> None:

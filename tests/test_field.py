@@ -129,7 +129,7 @@ def expected(encoder: str, decoder: str, grid: Grid) -> Float64Array:
         normal = NORMALIZER.normalize(source.data).astype(np.float64)
         cubic = map_coordinates(normal, points.T, order=3, mode="mirror")
         values = cubic + (1 - np.minimum(cell, 1).prod()) * residual
-    outside = ((points < -0.5 - 1e-6) | (points > size - 0.5 + 1e-6)).any(axis=1)
+    outside = ((points < -0.5 - 1e-3) | (points > size - 0.5 + 1e-3)).any(axis=1)
     result = np.where(outside, 0, NORMALIZER.low + (NORMALIZER.high - NORMALIZER.low) * values)
     return result.reshape(grid.shape)
 

@@ -570,6 +570,15 @@ def test_the_bundled_set_is_described_by_its_card(bundled: Path) -> None:
     assert described.title == REGISTRY["default"].title
 
 
+def test_what_comes_with_the_package_says_what_was_measured_on_it() -> None:
+    gains = weights.describe("default").scores["brains_t1w/val"]
+    assert set(gains) >= {"1.5", "2", "3", "4", "1x1x4"}
+    assert all(0 < values["gain over cubic"] < values["PSNR"] for values in gains.values())
+    # And those are the ones in the documentation.
+    card = (Path(__file__).parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert f"| {gains['3']['PSNR']:.2f} | {gains['3']['gain over cubic']:+.2f} |" in card
+
+
 # Names and paths
 
 

@@ -149,7 +149,7 @@ class FeatureMap:
             float32_means_float32(),
             _between_layers(self.model.encoder, stop, lambda share: advance(share * grown.size)),
         ):
-            features = self.model.encode(patch[None].to(self.device, self.dtype))[0]
+            features = self.model.encode(patch[None].to(self.device, torch.float32))[0]
         for part in block.blocks((self.tile,) * 3):
             tile = as_shape(a // self.tile for a in part.start)
             # A copy: a view would keep the whole block alive after its neighbours are evicted.

@@ -103,7 +103,10 @@ class ArSSR(nn.Module):
         return self.encoder.halo
 
     def encode(self, volumes: Tensor) -> Tensor:
-        """Feature map (batch, z, y, x, channels) of volumes (batch, z, y, x)."""
+        """Feature map (batch, z, y, x, channels) of volumes (batch, z, y, x).
+
+        Volumes are best float32, whatever the network's own number format.
+        """
         features: Tensor = self.encoder(volumes.unsqueeze(1))
         return features.permute(0, 2, 3, 4, 1)
 

@@ -11,11 +11,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RDN", "ResCNN", "SRResNet"]
+__all__ = ["RDN", "ResCNN", "SRResNet", "first_layer"]
 
 
 def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv3d:
     return nn.Conv3d(inputs, outputs, size, padding=size // 2)
+
+
+def first_layer(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """The layer that sees intensities, in their precision; its result in that of the others.
+
+    In half precision intensities would be rounded to a share of 1/256 of themselves, which is
+    more than all layers' own rounding does to the result.
+    """
+    dtype = conv.weight.dtype
+    if x.dtype == dtype:
+        return conv(x)
+    weight, bias = conv.weight.to(x.dtype), conv.bias
+    assert bias is not None
+    seen = nn.functional.conv3d(x, weight, bias.to(x.dtype), padding=conv.kernel_size[0] // 2)
+    return seen.to(dtype)
 
 
 class _DenseLayer(nn.Module):
@@ -76,13 +91,13 @@ class RDN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (batch, feature_dim, z, y, x) of (batch, 1, z, y, x)."""
-        shallow = self.sfe1(x)
+        shallow = first_layer(self.sfe1, x)
         block_output = self.sfe2(shallow)
         # The 1³ fusion of all block outputs, summed block by block: their concatenation
         # (512 channels in the published network) is never held.
         fusion = self.gff[0]
         assert isinstance(fusion, nn.Conv3d)
-        fused, bias = torch.zeros((), dtype=x.dtype, device=x.device), fusion.bias
+        fused, bias = torch.zeros((), dtype=shallow.dtype, device=x.device), fusion.bias
         for block, weight in zip(self.rdbs, fusion.weight.chunk(len(self.rdbs), 1), strict=True):
             block_output = block(block_output)
             fused = nn.functional.conv3d(block_output, weight, bias) + fused
@@ -114,10 +129,12 @@ class ResCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (batch, feature_dim, z, y, x) of (batch, 1, z, y, x)."""
-        hidden = self.conv_start(x)
+        start = self.conv_start[0]
+        assert isinstance(start, nn.Conv3d)
+        hidden = first_layer(start, x).relu_()
         for block in (self.block1, self.block2, self.block3):
             hidden = block(hidden) + hidden
-        features: Tensor = self.conv_end(hidden) + x
+        features: Tensor = self.conv_end(hidden) + x.to(hidden.dtype)
         return features
 
 
@@ -150,5 +167,7 @@ class SRResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (batch, feature_dim, z, y, x) of (batch, 1, z, y, x)."""
-        features: Tensor = self.features(x)
+        start = self.features.get_submodule("0.0")
+        assert isinstance(start, nn.Conv3d)
+        features: Tensor = self.features[1:](first_layer(start, x))
         return features
