@@ -249,7 +249,7 @@ def test_what_is_to_come_is_said_before(three: Window, monkeypatch: pytest.Monke
     widget.within.box.native.setCurrentIndex(0)
     assert widget.within.layer is None
     assert estimate().startswith("10 × 12 × 8")
-    monkeypatch.setattr("napari_arssr._fit_plan.memory_needed", lambda grid: 10**18)
+    monkeypatch.setattr("napari_arssr._fit_plan.memory_needed", lambda *_: 10**18)
     widget.voxel_size.side.value = 2.0
     assert "would take 1e+06 TB" in estimate()
     assert "choose a larger voxel size" in estimate()

@@ -21,7 +21,7 @@ from napari_arssr._warm_up import import_torch
 from napari_arssr._worker import Report, Stop
 from napari_arssr.errors import FileError, OutOfMemory
 from napari_arssr.fitting.cli import as_options, record_of
-from napari_arssr.fitting.pipeline import Watch, fit, memory_needed, output_grid
+from napari_arssr.fitting.pipeline import Watch, askew_stacks, fit, memory_needed, output_grid
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.fitting.stacks import check_forms
 from napari_arssr.volume import Box, Grid, Volume, as_triple
@@ -103,7 +103,8 @@ class FitPlan:
     @property
     def bytes_needed(self) -> int:
         """Memory that fitting takes."""
-        return memory_needed(self.grid)
+        grid = self.grid
+        return memory_needed(grid, self.settings, askew_stacks(grid, self.volumes, self.settings))
 
     @property
     def title(self) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from napari_arssr.fitting.implicit import Trained
     from napari_arssr.weights import Loaded
 
-__all__ = ["Watch", "fit", "memory_needed", "output_grid"]
+__all__ = ["Watch", "askew_stacks", "fit", "memory_needed", "output_grid"]
 
 Array = npt.NDArray[np.float32]
 
@@ -205,7 +205,7 @@ def _begun(
     normalizer = _normalizer(volumes[settings.reference])
     grid = output_grid(volumes, settings, mask)
     _check_memory(
-        grid, settings, _askew(grid, volumes, settings, None if settings.register else starts)
+        grid, settings, askew_stacks(grid, volumes, settings, None if settings.register else starts)
     )
     stacks, warnings = prepare(volumes, normalizer)
     aligned = align(
@@ -249,7 +249,7 @@ def _gone_on(volumes: Sequence[Volume], settings: Settings, resume: State) -> li
     """Stacks in the units of a fit that goes on; its settings are the new ones from now on."""
     if not resume.behind("done"):
         places = np.stack([record.registered for record in resume.stacks])
-        _check_memory(resume.grid, settings, _askew(resume.grid, volumes, settings, places))
+        _check_memory(resume.grid, settings, askew_stacks(resume.grid, volumes, settings, places))
     stacks, _ = prepare(volumes, resume.normalizer)
     if not resume.behind("done"):
         resume.settings = settings
@@ -344,14 +344,27 @@ def memory_needed(grid: Grid, settings: Settings | None = None, askew: int = 3) 
     return 4 * arrays * (grid.size + min(grid.size, TRIAL_SIDE**3))
 
 
-def _askew(
-    grid: Grid, volumes: Sequence[Volume], settings: Settings, starts: FloatArray | None
+def askew_stacks(
+    grid: Grid, volumes: Sequence[Volume], settings: Settings, starts: FloatArray | None = None
 ) -> int:
-    """How many stacks may not lie along the volume's axes; ``starts`` are where all of them are."""
+    """How many stacks may not lie along the volume's axes.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the volume.
+    volumes : sequence of Volume
+    settings : Settings
+    starts : (stacks, 4, 4) array, optional
+        Where stacks are known to be; else their files say, or registration is to find it.
+    """
     if settings.refines and settings.motion == "slices":
         return len(volumes)
-    if starts is None or (settings.refines and settings.motion == "stacks"):
+    to_be_found = starts is None and settings.register
+    if to_be_found or (settings.refines and settings.motion == "stacks"):
         return len(volumes) - 1
+    if starts is None:
+        starts = np.stack([np.eye(4)] * len(volumes))
     moved = [volume.grid.moved(start) for volume, start in zip(volumes, starts, strict=True)]
     return sum(one.map_into(grid).axes is None for one in moved)
 
