@@ -17,8 +17,9 @@ import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QObject, QThread
 
-from napari_arssr._worker import Event, Job, Outcome, Progress, Report, Runner, State, Stop, after
+from napari_arssr._worker import Event, Job, Outcome, Progress, Runner, State, after
 from napari_arssr.errors import Cancelled, FileError
+from napari_arssr.watching import Stop, VagueReport
 
 PATIENCE = 20_000
 
@@ -53,7 +54,7 @@ class Log:
         self.threads.add(threading.get_ident())
 
 
-def until_stopped(report: Report, stop: Stop) -> None:
+def until_stopped(report: VagueReport, stop: Stop) -> None:
     report(None, "waiting")
     while not stop():
         time.sleep(0.002)
@@ -78,7 +79,7 @@ def test_work_runs_on_another_thread_and_is_heard_of_on_this_one(
     log = Log(runner)
     where: list[int] = []
 
-    def work(report: Report, _stop: Stop) -> str:
+    def work(report: VagueReport, _stop: Stop) -> str:
         where.append(threading.get_ident())
         report(0.5, "half")
         return "done"
@@ -135,7 +136,7 @@ def test_errors_of_every_kind_arrive(qtbot: QtBot, parent: QObject, error: BaseE
     runner = Runner(parent, "test")
     log = Log(runner)
 
-    def work(_report: Report, _stop: Stop) -> None:
+    def work(_report: VagueReport, _stop: Stop) -> None:
         raise error
 
     runner.start(work, log.end)
@@ -185,7 +186,7 @@ def test_many_reports_cost_the_window_little(qtbot: QtBot, parent: QObject) -> N
     runner = Runner(parent, "test")
     log = Log(runner)
 
-    def work(report: Report, _stop: Stop) -> None:
+    def work(report: VagueReport, _stop: Stop) -> None:
         for number in range(20_000):
             report(number / 20_000, "counting")
         report(1.0, "counted")
@@ -256,7 +257,7 @@ def test_an_error_does_not_hold_the_arrays_it_passed(qtbot: QtBot, parent: QObje
     def inner(array: object) -> None:
         raise FileError("first") from ValueError(str(type(array)))
 
-    def work(_report: Report, _stop: Stop) -> None:
+    def work(_report: VagueReport, _stop: Stop) -> None:
         array = np.zeros(1000)
         held.append(weakref.ref(array))
         try:

@@ -12,8 +12,9 @@ from qtpy.QtCore import QObject, QTimer
 
 from napari_arssr._rows import Note, choice, refill
 from napari_arssr._warm_up import import_torch
-from napari_arssr._worker import Outcome, Report, Runner, Stop
+from napari_arssr._worker import Outcome, Runner
 from napari_arssr.choices import PRECISIONS
+from napari_arssr.watching import Stop, VagueReport
 
 __all__ = ["DeviceChoice"]
 
@@ -119,7 +120,7 @@ class DeviceChoice(QObject):
         self.changed.emit()
 
 
-def _ask(_report: Report, _stop: Stop) -> list[str]:
+def _ask(_report: VagueReport, _stop: Stop) -> list[str]:
     import_torch()
     import_module("napari_arssr.field")  # so that the first run need not wait for it
     from napari_arssr.devices import available_devices

@@ -18,13 +18,13 @@ from napari_arssr._output_choice import Unit
 from napari_arssr._plan import in_command, plain_errors, read_voxels, same_as_file
 from napari_arssr._sight import Sight
 from napari_arssr._warm_up import import_torch
-from napari_arssr._worker import Report, Stop
 from napari_arssr.errors import FileError, OutOfMemory
 from napari_arssr.fitting.cli import as_options, record_of
 from napari_arssr.fitting.pipeline import Watch, askew_stacks, fit, memory_needed, output_grid
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.fitting.stacks import check_forms
 from napari_arssr.volume import Box, Grid, Volume, as_triple
+from napari_arssr.watching import Stop, VagueReport
 
 if TYPE_CHECKING:
     from napari_arssr.fitting.fitted import FittedField
@@ -138,7 +138,7 @@ class FitPlan:
             same_as_file(self.mask, mask, stop)
         return self.command(sources, mask)
 
-    def carry_out(self, report: Report, stop: Stop, sight: Sight) -> Fitted:
+    def carry_out(self, report: VagueReport, stop: Stop, sight: Sight) -> Fitted:
         """Fit; for a thread.
 
         Parameters
@@ -233,7 +233,7 @@ class Fitted:
         """The fit's span in voxels of a size, or in those that it was fitted with."""
         return self.state.grid if spacing is None else self.state.grid.with_spacing(spacing)
 
-    def sample(self, spacing: float | None, report: Report, stop: Stop) -> Volume:
+    def sample(self, spacing: float | None, report: VagueReport, stop: Stop) -> Volume:
         """The volume with voxels of a size; for a thread.
 
         Raises

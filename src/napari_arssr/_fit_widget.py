@@ -54,10 +54,11 @@ from napari_arssr._telling import (
     tell,
 )
 from napari_arssr._view import affine_of, is_helper, mark_result
-from napari_arssr._worker import Outcome, Report, Runner, State, Stop
+from napari_arssr._worker import Outcome, Runner, State
 from napari_arssr.errors import OutOfMemory, UsageError
 from napari_arssr.timing import in_words
 from napari_arssr.volume import Grid, Volume
+from napari_arssr.watching import Stop, VagueReport, unheard
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -301,9 +302,9 @@ class FitWidget(Dock):
         looks = Looks.of(reference)
         sight = Sight(f"{plan.title} (so far)", looks, _world(plan.reference))
 
-        def work(report: Report, stop: Stop) -> _Made:
+        def work(report: VagueReport, stop: Stop) -> _Made:
             fitted = plan.carry_out(report, stop, sight)
-            volume = fitted.sample(None, _unheard, stop)
+            volume = fitted.sample(None, unheard, stop)
             spread = fitted.uncertainty
             return _Made(
                 fitted,
@@ -408,7 +409,7 @@ class FitWidget(Dock):
         fitted = done.fitted
         title = fitted.title(spacing)
 
-        def work(report: Report, stop: Stop) -> LayerData:
+        def work(report: VagueReport, stop: Stop) -> LayerData:
             return result_layer(fitted.sample(spacing, report, stop), title, done.looks)
 
         self.run.announce(title, None)
@@ -511,7 +512,7 @@ class FitWidget(Dock):
             return
         sources, own = paths[: len(plan.volumes)], None if mask is None else paths[-1]
 
-        def work(_report: Report, stop: Stop) -> str:
+        def work(_report: VagueReport, stop: Stop) -> str:
             return plan.compared_command(sources, own, stop)
 
         self.message.say("Comparing layers with their files…")
@@ -535,7 +536,7 @@ class FitWidget(Dock):
             return
         target = path if path.suffix.lower() == _SUFFIX else path.with_name(path.name + _SUFFIX)
 
-        def work(_report: Report, _stop: Stop) -> Path:
+        def work(_report: VagueReport, _stop: Stop) -> Path:
             return done.fitted.save(target)
 
         self.message.say(f"Saving {target.name}…")
@@ -559,7 +560,7 @@ class FitWidget(Dock):
             return
         device = self.device.device.value
 
-        def work(report: Report, stop: Stop) -> _Made:
+        def work(report: VagueReport, stop: Stop) -> _Made:
             report(None, "reading")
             fitted = Fitted.read(path, device)
             volume = fitted.sample(None, report, stop)
@@ -674,10 +675,6 @@ def _uncertainty_layer(spread: Volume, title: str) -> LayerData:
     data, settings, kind = image_layer(spread)
     looks = {"name": f"uncertainty of {title}", "colormap": "magma", "visible": False}
     return data, settings | looks, kind
-
-
-def _unheard(_share: float | None, _stage: str) -> None:
-    pass
 
 
 def _abandon(runners: tuple[Runner, ...], _gone: object = None) -> None:

@@ -16,12 +16,11 @@ import numpy.typing as npt
 from napari_arssr.errors import Cancelled
 from napari_arssr.slice_view import Patch, SliceView
 from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.watching import Stop, VagueReport
 
 __all__ = ["Answer", "Desk", "Lend", "Request", "Sampled", "serve"]
 
 Plane = npt.NDArray[np.float32]
-Report = Callable[[float | None, str], None]
-Stop = Callable[[], bool]
 
 
 class Sampled(Protocol):
@@ -131,7 +130,7 @@ class Desk:
             self.dropped += 1
 
 
-def serve(desk: Desk, _report: Report, stop: Stop) -> None:
+def serve(desk: Desk, _report: VagueReport, stop: Stop) -> None:
     """The worker: answer the newest request, again and again."""
     while not stop():
         request = desk.take()

@@ -25,6 +25,7 @@ from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, U
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
 from napari_arssr.upsampling import Settings, Target, encode, output_grid, upsample
 from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.watching import Stop, VagueReport, never, unheard
 
 if TYPE_CHECKING:
     from napari_arssr.field import NetworkField
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "same_as_file"]
 
-Report = Callable[[float | None, str], None]
-Stop = Callable[[], bool]
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
@@ -210,7 +209,7 @@ class Workshop:
         self.fields = Fields()
         self.speeds = speeds
 
-    def carry_out(self, plan: Plan, report: Report, stop: Stop) -> Volume:
+    def carry_out(self, plan: Plan, report: VagueReport, stop: Stop) -> Volume:
         """Upsample; for a thread.
 
         Parameters
@@ -294,7 +293,7 @@ class Workshop:
                 if not read:
                     identity, loaded = self.fields.weights(plan.settings.weights)
                     volume = plan.volume.frame(plan.frame or 0)
-                    one = read_voxels(volume, _unheard, _never).in_storage_order()
+                    one = read_voxels(volume, unheard, never).in_storage_order()
                     read.append((one, _field_key(one, identity, plan.settings), loaded))
                 ((one, key, network),) = read
                 settings = plan.settings
@@ -371,7 +370,7 @@ def _digest(data: Array) -> str:
     return digest.hexdigest()
 
 
-def read_voxels(volume: Volume, report: Report, stop: Stop) -> Volume:
+def read_voxels(volume: Volume, report: VagueReport, stop: Stop) -> Volume:
     """A volume with its voxels in memory, read piece by piece where they are not."""
     lazy: Any = volume.data
     if isinstance(lazy, np.ndarray) and not isinstance(lazy, np.memmap):
@@ -426,7 +425,7 @@ def plain_errors(name: str, way_out: str = _WAY_OUT) -> Iterator[None]:
         raise
 
 
-def _downloaded(report: Report, done: int, total: int | None) -> None:
+def _downloaded(report: VagueReport, done: int, total: int | None) -> None:
     share = done / total if total else None
     report(share, f"downloading weights, {done / 1e6:.1f} MB")
 
@@ -464,11 +463,3 @@ def _joined(values: float | Sequence[float], mark: str, *, exact: bool = False) 
 def _reason(error: Exception) -> str:
     text = str(error).partition("\n")[0].rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _unheard(_share: float | None, _stage: str) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False

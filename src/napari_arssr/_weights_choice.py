@@ -14,7 +14,8 @@ from qtpy.QtWidgets import QFileDialog, QPushButton, QVBoxLayout, QWidget
 
 from napari_arssr import weights
 from napari_arssr._rows import Note, choice, in_a_row, refill
-from napari_arssr._worker import Outcome, Progress, Report, Runner, State, Stop
+from napari_arssr._worker import Outcome, Progress, Runner, State
+from napari_arssr.watching import Stop, VagueReport
 
 __all__ = ["WeightsChoice"]
 
@@ -170,7 +171,7 @@ def _entry(name: str) -> str:
     return f"{name} ({state_words})"
 
 
-def _fetch(name: str, report: Report, stop: Stop) -> Path:
+def _fetch(name: str, report: VagueReport, stop: Stop) -> Path:
     meter = _Meter()
 
     def progress(done: int, total: int | None) -> None:

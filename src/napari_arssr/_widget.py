@@ -48,10 +48,11 @@ from napari_arssr._telling import (
 )
 from napari_arssr._view import affine_of, frame_of, mark_result
 from napari_arssr._weights_choice import WeightsChoice
-from napari_arssr._worker import Outcome, Report, Runner, State, Stop
+from napari_arssr._worker import Outcome, Runner, State
 from napari_arssr.errors import OutOfMemory, UsageError
 from napari_arssr.timing import Speeds, in_words
 from napari_arssr.upsampling import Settings, Target
+from napari_arssr.watching import Stop, VagueReport
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -272,7 +273,7 @@ class UpsampleWidget(Dock):
         looks, title = Looks.of(layer), plan.title
         workshop = self._workshop
 
-        def work(report: Report, stop: Stop) -> LayerData:
+        def work(report: VagueReport, stop: Stop) -> LayerData:
             return result_layer(workshop.carry_out(plan, report, stop), title, looks)
 
         self.run.announce(title, self._seconds(plan))
@@ -416,7 +417,7 @@ def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = No
     workshop.fields.forget()
 
 
-def _command(plan: Plan, source: Path, _report: Report, stop: Stop) -> str:
+def _command(plan: Plan, source: Path, _report: VagueReport, stop: Stop) -> str:
     same_as_file(plan.volume, source, stop)
     return plan.command(source)
 

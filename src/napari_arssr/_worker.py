@@ -20,12 +20,11 @@ from psygnal import Signal
 from qtpy.QtCore import QObject, QTimer
 
 from napari_arssr.errors import ArssrError, Cancelled
+from napari_arssr.watching import Stop, VagueReport
 
 __all__ = ["Event", "Job", "Outcome", "Progress", "Runner", "State", "after"]
 
-Report = Callable[[float | None, str], None]
-Stop = Callable[[], bool]
-Work = Callable[[Report, Stop], Any]
+Work = Callable[[VagueReport, Stop], Any]
 Done = Callable[["Outcome"], None]
 
 _LOOK_EVERY = 30  # milliseconds

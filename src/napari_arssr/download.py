@@ -12,12 +12,12 @@ from urllib.parse import urljoin, urlsplit
 
 from napari_arssr.errors import Cancelled
 from napari_arssr.files import sha256_of, whole_file
+from napari_arssr.watching import Stop
 
 __all__ = ["NotFetched", "Progress", "RemoteFile", "Stop", "fetch", "git_blob_id", "is_whole"]
 
 Progress = Callable[[int, int | None], None]
 """Told the bytes received and the bytes in all, None where the server does not say."""
-Stop = Callable[[], bool]
 
 # 64 KiB, so that a cancel is felt and progress moves on a slow line too; pooch's own 1 KiB
 # would cost more than the transfer on a fast one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 
@@ -22,6 +22,7 @@ from napari_arssr.devices import float32_means_float32, is_out_of_memory
 from napari_arssr.errors import Cancelled, OutOfMemory
 from napari_arssr.models import ArSSR
 from napari_arssr.volume import Box, as_shape
+from napari_arssr.watching import Advance, Stop
 
 __all__ = ["FeatureMap"]
 
@@ -83,9 +84,7 @@ class FeatureMap:
             for block in self._plan(self._needed(boxes) - self._tiles.keys())
         )
 
-    def ensure(
-        self, boxes: list[Box], stop: Callable[[], bool], advance: Callable[[float], None]
-    ) -> None:
+    def ensure(self, boxes: list[Box], stop: Stop, advance: Advance) -> None:
         """Compute what is missing of the features of ``boxes``.
 
         Parameters
@@ -140,9 +139,7 @@ class FeatureMap:
         self._held = 0
 
     @torch.inference_mode()
-    def _encode(
-        self, block: Box, grown: Box, stop: Callable[[], bool], advance: Callable[[float], None]
-    ) -> None:
+    def _encode(self, block: Box, grown: Box, stop: Stop, advance: Advance) -> None:
         """Encode a block with its halo and keep the tiles it is made of."""
         patch = torch.from_numpy(np.ascontiguousarray(self._volume[grown.slices]))
         with (
@@ -242,9 +239,7 @@ _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 1 << 30)
 
 
 @contextmanager
-def _between_layers(
-    encoder: nn.Module, stop: Callable[[], bool], done: Callable[[float], None]
-) -> Iterator[None]:
+def _between_layers(encoder: nn.Module, stop: Stop, done: Advance) -> Iterator[None]:
     """Ask before and tell after each convolution: a pass can take a minute, a layer seconds.
 
     ``done`` is told the layer's share of the encoder's multiplications.

@@ -33,12 +33,11 @@ from napari_arssr.models.lattice import Matrices, interpolate_scalars
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import Request
 from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.watching import Report, Stop, never
 
 __all__ = ["CubicField", "Field", "NetworkField"]
 
 FloatArray = npt.NDArray[np.float32]
-Report = Callable[[float, str], None]
-Stop = Callable[[], bool]
 
 # A slab handed out by Field.slabs takes at most about this much.
 _SLAB_BYTES = 64 << 20
@@ -74,7 +73,7 @@ class Field(ABC):
         grid: Grid,
         *,
         progress: Report = lambda _share, _stage: None,
-        stop: Stop = lambda: False,
+        stop: Stop = never,
     ) -> Volume:
         """The field at every voxel centre of ``grid``.
 
@@ -116,7 +115,7 @@ class Field(ABC):
         grid: Grid,
         *,
         progress: Report = lambda _share, _stage: None,
-        stop: Stop = lambda: False,
+        stop: Stop = never,
     ) -> Iterator[FloatArray]:
         """The same as :meth:`sample`, slab by slab along z, for results beyond memory.
 

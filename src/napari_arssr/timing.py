@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from napari_arssr.files import whole_file
+from napari_arssr.watching import Report
 
 __all__ = ["Measured", "Speeds", "Stopwatch", "Work", "clock_words", "in_words", "key_of"]
 
-Report = Callable[[float, str], None]
 
 _VERSION = 1
 # What earlier runs count beside a new one. Sums are kept rather than rates, so that a large

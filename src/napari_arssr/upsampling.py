@@ -26,6 +26,7 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Box, Grid, Volume, as_triple
+from napari_arssr.watching import Report, Stop, never, unheard
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "Target", "encode", "upsample", "upsample_file"]
 
-Report = Callable[[float, str], None]
-Stop = Callable[[], bool]
 Lend = Callable[[Volume, Callable[[], "NetworkField"]], AbstractContextManager["NetworkField"]]
 Scales = float | Sequence[float]
-
-
-def _no_report(_share: float, _stage: str) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
 
 
 @contextmanager
@@ -200,8 +191,8 @@ def upsample(
     normalize: Normalization | None = None,
     consistency: ScannerModel | None = None,
     lend: Lend = _afresh,
-    progress: Report = _no_report,
-    stop: Stop = _never,
+    progress: Report = unheard,
+    stop: Stop = never,
 ) -> Volume:
     """A volume on a finer grid of the same span.
 
@@ -273,8 +264,8 @@ def upsample_file(
     frame: int | None = None,
     dtype: str | None = None,
     settings: Settings | None = None,
-    progress: Report = _no_report,
-    stop: Stop = _never,
+    progress: Report = unheard,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Upsample a file into a file, slab by slab: the result is never held whole.
 

@@ -14,7 +14,7 @@ A method is named on the command line as ``[NAME=]SOURCE[+consistency]``, with S
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -29,6 +29,7 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.files import sha256_of
 from napari_arssr.volume import Box, Grid, Triple, Volume
+from napari_arssr.watching import Stop, never
 
 if TYPE_CHECKING:
     from napari_arssr.models import BaselineCard, Regressor
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 FloatArray = npt.NDArray[np.float32]
-Stop = Callable[[], bool]
 
 _STEPS = 10
 _SAME_SCALE = 0.01  # relative; a scale in a file's header against one that is asked for
@@ -370,7 +370,7 @@ def refine(
     device: Any = "cpu",
     dtype: Any = None,
     memory: int | None = None,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
 ) -> FloatArray:
     """A baseline over a volume, in blocks with the whole receptive field around them.
 

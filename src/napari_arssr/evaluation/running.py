@@ -40,6 +40,7 @@ from napari_arssr.evaluation.rows import (
 from napari_arssr.evaluation.scoring import SHARPNESS, Problem, Reference, Tools, score, sharpness
 from napari_arssr.evaluation.slices import cores
 from napari_arssr.volume import Triple, as_triple
+from napari_arssr.watching import Stop, never
 
 __all__ = [
     "Outcome",
@@ -162,7 +163,7 @@ def evaluate(
     *,
     report: Callable[[Row], None] = lambda _row: None,
     warn: Callable[[Skipped], None] = lambda _skipped: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = never,
 ) -> Outcome:
     """Score every volume at every scale by every method.
 
@@ -212,7 +213,7 @@ class _Run:
     metrics: tuple[str, ...]
     report: Callable[[Row], None]
     warn: Callable[[Skipped], None]
-    stop: Callable[[], bool]
+    stop: Stop
     outcome: Outcome = field(default_factory=Outcome)
     met: list[tuple[str, ...]] = field(default_factory=list)
     """Keys of all rows of this run, made or found."""

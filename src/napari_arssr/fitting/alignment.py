@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from napari_arssr.fitting.registration import (
 )
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.volume import Volume
+from napari_arssr.watching import Advance, Stop, never, unheard
 
 __all__ = [
     "POOR",
@@ -69,8 +70,8 @@ def align(
     metric: Metric = "correlation",
     mask: Volume | None = None,
     seed: int = 0,
-    stop: Callable[[], bool] = lambda: False,
-    advance: Callable[[float], None] = lambda _share: None,
+    stop: Stop = never,
+    advance: Advance = unheard,
 ) -> Alignment:
     """Register stacks to one of them and match their intensities.
 

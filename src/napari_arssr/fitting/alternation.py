@@ -27,6 +27,7 @@ from napari_arssr.fitting.refinement import (
 from napari_arssr.fitting.srr import Prior, Problem
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.volume import Grid, Volume
+from napari_arssr.watching import Advance, Stop, never, unheard
 
 __all__ = ["Poses", "coarser", "find_poses"]
 
@@ -96,8 +97,8 @@ def find_poses(
     *,
     kind: Motion,
     reference: int = 0,
-    stop: Callable[[], bool] = lambda: False,
-    advance: Callable[[float], None] = lambda _share: None,
+    stop: Stop = never,
+    advance: Advance = unheard,
     seen: Callable[[Problem, Array], None] = lambda _problem, _volume: None,
 ) -> Poses:
     """Poses and slice weights that fit the stacks best.
@@ -164,7 +165,7 @@ def _only_where_it_helps(
     measurement: Measurement,
     volume: Array,
     weights: list[FloatArray],
-    stop: Callable[[], bool],
+    stop: Stop,
 ) -> Measurement:
     """Slices back at their stack's typical motion, but those that clearly fit better elsewhere.
 

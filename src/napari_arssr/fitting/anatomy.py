@@ -8,7 +8,6 @@ mean is what the reconstruction may be drawn to, as far as that predicts the dat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.volume import Grid, Volume
+from napari_arssr.watching import Advance, Stop, never, unheard
 
 if TYPE_CHECKING:
     from napari_arssr.weights import Loaded
@@ -31,8 +31,8 @@ def as_network_sees(
     weights: str | Loaded = "default",
     *,
     device: str = "auto",
-    stop: Callable[[], bool] = lambda: False,
-    advance: Callable[[float], None] = lambda _share: None,
+    stop: Stop = never,
+    advance: Advance = unheard,
 ) -> npt.NDArray[np.float32]:
     """A volume (z, y, x) in [0, 1] without what its network does not believe.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.request import covered
 from napari_arssr.volume import Grid
+from napari_arssr.watching import Advance, Stop, never, unheard
 
 __all__ = ["mean_of_stacks"]
 
@@ -25,8 +26,8 @@ def mean_of_stacks(
     motions: Sequence[FloatArray],
     kind: Literal["linear", "bspline"],
     *,
-    stop: Callable[[], bool] = lambda: False,
-    advance: Callable[[float], None] = lambda _share: None,
+    stop: Stop = never,
+    advance: Advance = unheard,
 ) -> npt.NDArray[np.float32]:
     """The mean of interpolated stacks where they lie.
 

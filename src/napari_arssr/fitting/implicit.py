@@ -25,6 +25,7 @@ from napari_arssr.fitting.stacks import Stack
 from napari_arssr.models.hash_grid import HashGrid, HashGridConfig
 from napari_arssr.models.irem import IREM, IREMConfig
 from napari_arssr.volume import Grid
+from napari_arssr.watching import Advance, Stop, never, unheard
 
 __all__ = [
     "Correction",
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[np.float32]
-Stop = Callable[[], bool]
 
 # As published: Adam, its rate halved every 500 epochs, batches of 2500 voxels. How many epochs is
 # not said; after 2000 the rate has fallen to a sixteenth.
@@ -101,8 +101,8 @@ class Course:
     minutes: float = 0.0
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    stop: Stop = lambda: False
-    advance: Callable[[float], None] = lambda _share: None
+    stop: Stop = never
+    advance: Advance = unheard
     keep: Callable[[Trained], None] = lambda _state: None
     keep_every: float = 60.0
     measured: Callable[[float], None] = lambda _error: None

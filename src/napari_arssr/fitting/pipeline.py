@@ -27,6 +27,7 @@ from napari_arssr.fitting.uncertainty import uncertainty_of
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import nearest_values
 from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.watching import Stop, never
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class Watch:
     """
 
     progress: Callable[[float, str], None] = lambda _share, _stage: None
-    stop: Callable[[], bool] = lambda: False
+    stop: Stop = never
     keep: Callable[[State], None] = lambda _state: None
     seen: Callable[[Volume], None] | None = None
     measured: Callable[[str, float], None] | None = None

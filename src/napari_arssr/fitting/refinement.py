@@ -8,7 +8,6 @@ residuals. A slice that fits much worse than the others of its stack counts less
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.fitting.poses import FloatArray, parameters_of, rigid, typical_motion
 from napari_arssr.fitting.stacks import Stack
+from napari_arssr.watching import Stop, never
 
 __all__ = [
     "Motion",
@@ -92,7 +92,7 @@ def refine_poses(
     *,
     kind: Motion,
     smoothing: float = 0.0,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = never,
 ) -> Measurement:
     """One step of Gauss & Newton for every slice, or for every stack as a whole.
 

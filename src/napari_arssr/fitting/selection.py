@@ -8,7 +8,7 @@ validation). That needs no estimate of the noise, and takes whatever else is wro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,14 +18,14 @@ import numpy.typing as npt
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.fitting.poses import FloatArray
-from napari_arssr.fitting.srr import Prior, Problem, Stop
+from napari_arssr.fitting.srr import Prior, Problem
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.volume import Box, Grid
+from napari_arssr.watching import Advance, Stop, never
 
 __all__ = ["TRIAL_SIDE", "Trial", "choose_pull", "choose_weight", "trial_box"]
 
 Array = npt.NDArray[np.float32]
-Advance = Callable[[float], None]
 
 TRIAL_SIDE = 48
 """Voxels along each side of the part that weights are tried on, at most."""
@@ -116,7 +116,7 @@ def choose_weight(
     trial: Trial,
     prior: Prior,
     *,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
     advance: Advance = lambda _share: None,
 ) -> tuple[float, Array]:
     """The weight λ that predicts best, and the trial's volume with it.
@@ -161,7 +161,7 @@ def choose_pull(
     prior: Prior,
     start: Array,
     *,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
     advance: Advance = lambda _share: None,
 ) -> Prior:
     """How strongly to be drawn to ``prior.pull``, if at all: what predicts best.

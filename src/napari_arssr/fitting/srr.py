@@ -21,12 +21,11 @@ import numpy.typing as npt
 from napari_arssr.errors import Cancelled, UsageError
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.volume import Triple
+from napari_arssr.watching import Advance, Stop, never
 
 __all__ = ["Prior", "Problem", "Roughness", "gradient", "gradient_adjoint"]
 
 Array = npt.NDArray[np.float32]
-Stop = Callable[[], bool]
-Advance = Callable[[float], None]
 Penalty = Literal["tv", "tikhonov"]
 
 # Of the range of intensities: gradients below it count as flat.
@@ -164,7 +163,7 @@ class Problem:
         *,
         rounds: int = 6,
         iterations: int = 12,
-        stop: Stop = lambda: False,
+        stop: Stop = never,
         advance: Advance = lambda _share: None,
         seen: Callable[[Array], None] = lambda _volume: None,
     ) -> Array:
@@ -214,7 +213,7 @@ class Problem:
         *,
         iterations: int,
         tolerance: float = 1e-5,
-        stop: Stop = lambda: False,
+        stop: Stop = never,
         advance: Advance = lambda _share: None,
     ) -> Array:
         """Conjugate gradients (Hestenes & Stiefel 1952) for a prior that is a quadratic form."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from napari_arssr.fitting.registration import Agreement
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Grid, Volume
+from napari_arssr.watching import Stop, never
 
 if TYPE_CHECKING:
     from napari_arssr.fitting.fitted import FittedField
@@ -153,7 +154,7 @@ class State:
             data = np.where(self.mask, data, np.float32(0))
         return Volume(data, self.grid.affine, name="uncertainty")
 
-    def uncertainty_on(self, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Volume | None:
+    def uncertainty_on(self, grid: Grid, stop: Stop = never) -> Volume | None:
         """The map on any grid, as :meth:`field` gives the volume; see :attr:`uncertainty_volume`.
 
         Raises

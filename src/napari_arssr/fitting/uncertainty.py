@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.fitting.srr import Advance, Prior, Problem, Roughness, Stop, gradient_adjoint
+from napari_arssr.fitting.srr import Prior, Problem, Roughness, gradient_adjoint
+from napari_arssr.watching import Advance, Stop, never
 
 __all__ = ["uncertainty_of"]
 
@@ -30,7 +31,7 @@ def uncertainty_of(
     noise: float,
     *,
     seed: int = 0,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
     advance: Advance = lambda _share: None,
 ) -> Array:
     """Standard deviation of each voxel, (z, y, x), in the problem's units.

@@ -38,6 +38,7 @@ from napari_arssr.training.progress import Plan, Progress
 from napari_arssr.training.signals import StopRequest, requeue, slurm_job
 from napari_arssr.training.volumes import Split, load_split, refuse_too_few, start_method
 from napari_arssr.upsampling import Settings, Target, upsample_file
+from napari_arssr.watching import Stop, never
 
 __all__ = ["CONFIG", "is_first_process", "starting_from", "train"]
 
@@ -60,7 +61,7 @@ def train(
     resume: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = never,
     show_progress: bool = False,
 ) -> Path:
     """Train on files and write ``folder/NAME.safetensors``.

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
+
+from napari_arssr.watching import Stop, never
 
 __all__ = ["StopRequest", "requeue", "slurm_job"]
 
@@ -31,7 +32,7 @@ class StopRequest:
         Asked after every step.
     """
 
-    def __init__(self, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, stop: Stop = never) -> None:
         self._stop = stop
         self._before: dict[int, Any] = {}
         self._came = 0.0
