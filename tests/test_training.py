@@ -798,12 +798,14 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, run: RunConfig) 
 
 def test_a_run_is_exported_at_any_stage_and_at_half_the_size(stopped: Path, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no validation yet"):
-        export_run(stopped, tmp_path / "best.safetensors")
+        export_run(stopped, tmp_path / "best.safetensors", which="best")
+    export_run(stopped, tmp_path / "whichever.safetensors")  # there is only the last
     full = export_run(stopped, tmp_path / "full.safetensors", which="last", name="full")
     half = export_run(stopped, tmp_path / "half.safetensors", which="last", half=True)
     assert half.stat().st_size < full.stat().st_size
     exact, card = models.load(full)
     assert (card.name, card.training["steps"]) == ("full", 2)
+    assert models.load(tmp_path / "whichever.safetensors")[1].training["steps"] == 2
     state = read_checkpoint(stopped / LAST)["state_dict"]
     halved = models.load(half)[0].state_dict()
     for name, tensor in exact.state_dict().items():
