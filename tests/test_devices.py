@@ -109,6 +109,13 @@ def test_intensities_are_seen_in_all_their_digits_by_a_network_in_half_precision
     seen = first_layer(layer, torch.full((1, 1, 1, 1, 1), 0.5 + 2**-11))
     assert seen.dtype == torch.bfloat16
     assert seen.item() == 0.5
+    # Done some planes at a time, it is the same convolution.
+    layer = torch.nn.Conv3d(1, 3, 3, padding=1)
+    volume = torch.rand(1, 1, 19, 6, 5)
+    expected = layer(volume)
+    layer.to(torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(first_layer(layer, volume).float(), expected)
 
 
 def test_a_precision_by_name_is_that_precision() -> None:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 __all__ = ["RDN", "ResCNN", "SRResNet", "first_layer"]
 
 
+_PLANES = 8
+
+
 def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv3d:
     return nn.Conv3d(inputs, outputs, size, padding=size // 2)
 
@@ -27,10 +30,24 @@ def first_layer(conv: nn.Conv3d, x: Tensor) -> Tensor:
     dtype = conv.weight.dtype
     if x.dtype == dtype:
         return conv(x)
-    weight, bias = conv.weight.to(x.dtype), conv.bias
-    assert bias is not None
-    seen = nn.functional.conv3d(x, weight, bias.to(x.dtype), padding=conv.kernel_size[0] // 2)
-    return seen.to(dtype)
+    assert conv.bias is not None
+    weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
+    margin, depth = conv.kernel_size[0] // 2, x.shape[2]
+    result = torch.empty(
+        (len(x), len(weight), *x.shape[2:]),
+        dtype=dtype,
+        device=x.device,
+        memory_format=torch.channels_last_3d,
+    )
+    padded = nn.functional.pad(x, (0, 0, 0, 0, margin, margin))
+    # Some planes at a time: all channels of all planes would be held in the larger format.
+    for start in range(0, depth, _PLANES):
+        stop = min(start + _PLANES, depth)
+        part = padded[:, :, start : stop + 2 * margin]
+        result[:, :, start:stop] = nn.functional.conv3d(
+            part, weight, bias, padding=(0, margin, margin)
+        )
+    return result
 
 
 class _DenseLayer(nn.Module):
