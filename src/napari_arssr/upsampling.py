@@ -242,16 +242,26 @@ def upsample(
     _check_result_fits(grid.size * volume.frames * 4, volume.name, grid)
     job = _Job.of(volume, target, box, settings, loaded)
     data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
+    used: list[Normalizer] = []
+
+    @contextmanager
+    def noted(frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+        with lend(frame, make) as field:
+            used.append(field.normalizer)
+            yield field
+
     for number in range(volume.frames):
         done = 0
-        for slab in job.slabs(number, lend, _part_of(progress, number, volume.frames), stop):
+        part = _part_of(progress, number, volume.frames)
+        # A field that is lent has its intensities' range already.
+        for slab in job.slabs(number, normalize, noted, part, stop):
             data[number, done : done + len(slab)] = slab
             done += len(slab)
     return replace(
         volume,
         data=data[0] if volume.data.ndim == 3 else data,
         affine=grid.affine,
-        metadata=volume.metadata | {"upsampling": job.record},
+        metadata=volume.metadata | {"upsampling": job.record_with(used)},
     )
 
 
@@ -308,7 +318,8 @@ def upsample_file(
         number_type = origin.dtype if kept else volume.data.dtype
     # The header is written before the first voxel, so what it says is settled before.
     job = _Job.of(volume, target, chosen, settings)
-    record = job.record | {"frame": frame}
+    normalizers = job.fit_normalizers()
+    record = job.record_with(normalizers) | {"frame": frame}
     with io.create(
         output,
         grid,
@@ -323,7 +334,8 @@ def upsample_file(
     ) as out:
         for number in range(volume.frames):
             part = _part_of(progress, number, volume.frames)
-            for slab in job.slabs(number, _afresh, part, stop):
+            normalizer = normalizers[number] if normalizers else None
+            for slab in job.slabs(number, normalizer, _afresh, part, stop):
                 out.write(slab)
     return {
         "input": str(source),
@@ -352,10 +364,8 @@ class _Job:
         Of the result.
     loaded : Loaded or None
         The network; None where the result is the input itself.
-    normalizers : tuple of Normalizer
-        Of each frame.
     record : dict
-        What is done, ready for JSON.
+        What is done, ready for JSON, but for the intensities' ranges.
     """
 
     volume: Volume
@@ -364,7 +374,6 @@ class _Job:
     settings: Settings
     grid: Grid
     loaded: Loaded | None
-    normalizers: tuple[Normalizer, ...]
     record: dict[str, Any]
 
     @classmethod
@@ -389,26 +398,41 @@ class _Job:
         grid = output_grid(volume, target, box)
         record = _settings_record(settings, target, box)
         if target.grid(volume.grid).shape == volume.grid.shape:
-            return cls(volume, target, box, settings, grid, None, (), record)
+            return cls(volume, target, box, settings, grid, None, record)
         loaded = loaded or registry.load(settings.weights)
         device = choose_device(settings.device)
         precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
-        frames = (volume.frame(number) for number in range(volume.frames))
-        normalizers = tuple(_fit(frame, settings.normalize, loaded) for frame in frames)
         record |= {
-            "normalization": [asdict(one) for one in normalizers],
             "device": str(device),
             "precision": str(precision).removeprefix("torch."),
         }
-        return cls(volume, target, box, settings, grid, loaded, normalizers, record)
+        return cls(volume, target, box, settings, grid, loaded, record)
 
     @property
     def name(self) -> str:
         """Of the weights."""
         return Path(self.settings.weights).name if self.loaded is None else self.loaded.name
 
+    def fit_normalizers(self) -> list[Normalizer]:
+        """Of each frame; none where the result is the input itself."""
+        if self.loaded is None:
+            return []
+        frames = (self.volume.frame(number) for number in range(self.volume.frames))
+        return [_fit(frame, self.settings.normalize, self.loaded) for frame in frames]
+
+    def record_with(self, normalizers: Sequence[Normalizer]) -> dict[str, Any]:
+        """The record, whole."""
+        if self.loaded is None:
+            return self.record
+        return self.record | {"normalization": [asdict(one) for one in normalizers]}
+
     def slabs(
-        self, number: int, lend: Lend, progress: Report, stop: Stop
+        self,
+        number: int,
+        normalize: Normalization | Normalizer | None,
+        lend: Lend,
+        progress: Report,
+        stop: Stop,
     ) -> Iterator[npt.NDArray[Any]]:
         """The result of a frame, slab by slab along z; its field is let go of at the end."""
         frame = self.volume.frame(number)
@@ -425,7 +449,7 @@ class _Job:
             device=settings.device,
             precision=settings.precision,
             memory=_without(settings.memory, step),
-            normalize=self.normalizers[number],
+            normalize=normalize,
         )
         with lend(frame, make) as field:
             yield from _slabs(field, self.grid, step, progress, stop)
