@@ -47,6 +47,7 @@ from napari_arssr._sight import Sight
 from napari_arssr._slices_layer import SlicesLayer, StackOutlines
 from napari_arssr._stack_choice import MaskChoice, StackChoice
 from napari_arssr._telling import (
+    came_to_its_end,
     files_of_layers,
     in_bytes,
     put_on_clipboard,
@@ -340,13 +341,8 @@ class FitWidget(Dock):
         self._take()
         self._sight = None
         self._running = ()
-        if outcome.cancelled:
+        if not came_to_its_end(outcome, self.message, "Fitting the stacks"):
             self._picture.end()
-            self.message.say("Cancelled.")
-        elif outcome.error is not None:
-            self._picture.end()
-            self.message.say("That did not work: see the message.", alarming=True)
-            tell(outcome.error, "Fitting the stacks")
         else:
             self._show_result(outcome.value, begun)
             self._say_done(outcome.value.fitted, time.monotonic() - started, begun.moved)
@@ -417,12 +413,7 @@ class FitWidget(Dock):
         self.runner.start(work, partial(self._on_sampled, done))
 
     def _on_sampled(self, done: _Done, outcome: Outcome) -> None:
-        if outcome.cancelled:
-            self.message.say("Cancelled.")
-        elif outcome.error is not None:
-            self.message.say("That did not work: see the message.", alarming=True)
-            tell(outcome.error, "Sampling the fit")
-        else:
+        if came_to_its_end(outcome, self.message, "Sampling the fit"):
             data, settings, _ = outcome.value
             result = self._viewer.add_image(data, **settings)
             done.again.add(str(result.unique_id))
@@ -543,11 +534,8 @@ class FitWidget(Dock):
         self._helper.start(work, self._on_saved)
 
     def _on_saved(self, outcome: Outcome) -> None:
-        if outcome.error is None:
+        if came_to_its_end(outcome, self.message, "Saving the fit", "The fit was not saved"):
             self.message.say(f"Saved: {outcome.value}")
-        else:
-            self.message.say("The fit was not saved: see the message.", alarming=True)
-            tell(outcome.error, "Saving the fit")
 
     def _on_open(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Open a fit", "", _FILTER)
@@ -577,12 +565,7 @@ class FitWidget(Dock):
         self.runner.start(work, self._on_opened)
 
     def _on_opened(self, outcome: Outcome) -> None:
-        if outcome.cancelled:
-            self.message.say("Cancelled.")
-        elif outcome.error is not None:
-            self.message.say("The fit was not opened: see the message.", alarming=True)
-            tell(outcome.error, "Opening the fit")
-        else:
+        if came_to_its_end(outcome, self.message, "Opening the fit", "The fit was not opened"):
             made = outcome.value
             self.live.off()
             result = self._add(made)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UnexpectedError",
+    "came_to_its_end",
     "files_of_layers",
     "in_bytes",
     "put_on_clipboard",
@@ -51,6 +52,30 @@ def tell(error: BaseException, what: str = "") -> None:
     notification_manager.receive_error(UnexpectedError, told, error.__traceback__)
 
 
+def came_to_its_end(
+    outcome: Outcome, message: Note, what: str, failed: str = "That did not work"
+) -> bool:
+    """Whether work has come to something; if not, why is said, and an error told.
+
+    Parameters
+    ----------
+    outcome : Outcome
+    message : Note
+    what : str
+        What was being done, as the beginning of a sentence.
+    failed : str
+        What to say where it failed.
+    """
+    if outcome.error is None:
+        return True
+    if outcome.cancelled:
+        message.say("Cancelled.")
+    else:
+        message.say(f"{failed}: see the message.", alarming=True)
+        tell(outcome.error, what)
+    return False
+
+
 def files_of_layers(layers: Sequence[Layer]) -> list[Path]:
     """The files that layers come from.
 
@@ -80,9 +105,7 @@ def see_that_it_fits(need: int, way_out: str) -> None:
 
 def put_on_clipboard(outcome: Outcome, message: Note) -> None:
     """Copy the command line that work came to, or tell why there is none."""
-    if outcome.error is not None:
-        message.say("There is no such command: see the message.", alarming=True)
-        tell(outcome.error, "Copying the command")
+    if not came_to_its_end(outcome, message, "Copying the command", "There is no such command"):
         return
     clipboard = QApplication.clipboard()
     assert clipboard is not None

@@ -40,6 +40,7 @@ from napari_arssr._result import Looks, moved_with, result_layer
 from napari_arssr._rows import Note, Rows, in_a_row
 from napari_arssr._run_row import RunRow
 from napari_arssr._telling import (
+    came_to_its_end,
     files_of_layers,
     in_bytes,
     put_on_clipboard,
@@ -300,12 +301,7 @@ class UpsampleWidget(Dock):
         outcome: Outcome,
     ) -> None:
         self.weights.refresh()
-        if outcome.cancelled:
-            self.message.say("Cancelled.")
-        elif outcome.error is not None:
-            self.message.say("That did not work: see the message.", alarming=True)
-            tell(outcome.error, f"Upsampling {plan.volume.name}")
-        else:
+        if came_to_its_end(outcome, self.message, f"Upsampling {plan.volume.name}"):
             self._encoded = plan if plan.frames == 1 else None
             data, settings = moved_with(outcome.value, source, place)
             result = self._viewer.add_image(data, **settings)

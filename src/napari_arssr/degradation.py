@@ -19,7 +19,7 @@ from napari_arssr.errors import UsageError
 from napari_arssr.interpolation import apply_separable, spline_matrix
 from napari_arssr.volume import Grid, Volume, rescaled
 
-__all__ = ["ScannerModel"]
+__all__ = ["ScannerModel", "with_noise"]
 
 Matrix = npt.NDArray[np.float32]
 
@@ -152,6 +152,31 @@ class ScannerModel:
             )
         data = apply_separable(self.matrices(volume.grid.shape, grid.shape), volume.data)
         return Volume(data, grid.affine, name=volume.name)
+
+
+def with_noise(
+    measured: npt.NDArray[np.float32],
+    source: npt.NDArray[Any],
+    percent: float,
+    generator: np.random.Generator,
+) -> npt.NDArray[np.float32]:
+    """A measurement with Gaussian noise; as it is where there is to be none.
+
+    Parameters
+    ----------
+    measured : (z, y, x) array
+    source : array
+        What was measured.
+    percent : float
+        The noise's standard deviation, per cent of the source's range.
+    generator : numpy.random.Generator
+    """
+    if not percent:
+        return measured
+    # As floats: the range of 16-bit integers can exceed 16 bits.
+    sigma = percent / 100 * (float(source.max()) - float(source.min()))
+    drawn = generator.standard_normal(measured.shape, dtype=np.float32)
+    return np.asarray(measured + np.float32(sigma) * drawn)
 
 
 def _gaussian(distance: npt.NDArray[Any], _voxel: float) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from napari_arssr import io
-from napari_arssr.degradation import ScannerModel
+from napari_arssr.degradation import ScannerModel, with_noise
 from napari_arssr.errors import UsageError
 from napari_arssr.volume import as_triple
 
@@ -64,15 +64,9 @@ def simulate_file(
     generator = np.random.default_rng(seed)
     frames = []
     for number in range(volume.frames):
-        frame = model.measure(volume.frame(number), grid).data
-        if noise:
-            source_data = volume.frame(number).data
-            # As floats: the range of 16-bit integers can exceed 16 bits.
-            sigma = noise / 100 * (float(source_data.max()) - float(source_data.min()))
-            frame = frame + np.float32(sigma) * generator.standard_normal(
-                frame.shape, dtype=np.float32
-            )
-        frames.append(frame)
+        frame = volume.frame(number)
+        measured = model.measure(frame, grid).data
+        frames.append(with_noise(measured, frame.data, noise, generator))
     data = np.stack(frames) if volume.data.ndim == 4 else frames[0]
     settings = {"kind": model.kind, "width": model.width, "noise_percent": noise, "seed": seed}
     io.write(

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from napari_arssr import io
 from napari_arssr.choices import ScannerKind
-from napari_arssr.degradation import ScannerModel
+from napari_arssr.degradation import ScannerModel, with_noise
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.evaluation.methods import Case, file_sha256, scale_text
 from napari_arssr.evaluation.rows import counted
@@ -349,11 +349,8 @@ def make_case(
     factors = factors_of(prepared, scale, keep_thick=keep_thick)
     volume = prepared.volume
     low = scanner.measure(volume, volume.grid.scaled([1 / k for k in factors]))
-    if noise:
-        sigma = noise / 100 * (float(volume.data.max()) - float(volume.data.min()))
-        drawn = np.random.default_rng(seed).standard_normal(low.data.shape, dtype=np.float32)
-        low = replace(low, data=low.data + np.float32(sigma) * drawn)
-    low = replace(low, name=prepared.path.name)
+    data = with_noise(low.data, volume.data, noise, np.random.default_rng(seed))
+    low = replace(low, data=data, name=prepared.path.name)
     return Case(
         low, volume.grid, factors, scanner, prepared.path.name, prepared.whole, prepared.box
     )
