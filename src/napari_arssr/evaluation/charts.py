@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import html
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-__all__ = ["COLOURS", "Series", "line_chart"]
+__all__ = ["Series", "line_chart"]
 
 # Okabe & Ito's colours, which people with any colour vision can tell apart, darkened where
 # they would be faint on white; then again with dashes.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0007f", "#8c6d00", "#3a9bdc", "#5a5a5a")
-_DASHES = ("", "7 4", "2 3")
-_BLACK = "#000000"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0007f", "#8c6d00", "#3a9bdc", "#5a5a5a")
+_DASHES = ("-", "--", ":")
 
-_HEIGHT, _PLOT = 430, 452  # of the picture, and the width of what is inside the axes
-_SUBTITLE = 22  # more height where there is one
-_BESIDE, _BESIDE_ALL = 4.0, 32.0  # pixels from bar to bar that would else lie on each other
-_LEFT, _TOP, _BOTTOM = 78, 44, 58
-_KEY = 52  # from the axes to a name in the legend
-_GLYPH = 0.62  # of the font's size: width of a letter of the widest of the fonts, about
-_FONT = "font-family='Helvetica, Arial, sans-serif'"
+_INCHES = (8.0, 4.8)
+_BESIDE, _BESIDE_ALL = 3.0, 24.0  # points from bar to bar that would else lie on each other
+_STYLE: dict[Any, Any] = {
+    "font.size": 12,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    # Words stay words, and the same chart is the same file.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "napari-arssr",
+}
 
 
 @dataclass(frozen=True)
@@ -75,95 +78,50 @@ def line_chart(
     str
         Empty if there is nothing to draw.
     """
-    drawn = [_finite(one) for one in series]
-    drawn = [one for one in drawn if len(one.x)]
+    from cycler import cycler
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import offset_copy
+
+    drawn = [one for one in map(_finite, series) if len(one.x)]
     if not drawn:
         return ""
-    x_low, x_high = _range([v for one in drawn for v in one.x], margin=0.04 if x_ticks else 0.0)
-    ends = [
-        value
-        for one in drawn
-        for y, e in zip(one.y, one.error or [0.0] * len(one.y), strict=True)
-        for value in (y - e, y + e)
-    ]
-    y_low, y_high = _range(ends, margin=0.06)
-    down = _SUBTITLE if subtitle else 0
-    height, top = _HEIGHT + down, _TOP + down
-    right, bottom = _LEFT + _PLOT, height - _BOTTOM
-    longest = max(len(one.name) for one in drawn)
-    words = (
-        right + _KEY + _GLYPH * 14 * longest,
-        _LEFT + 1.1 * _GLYPH * 17 * len(title),
-        _LEFT + _GLYPH * 14 * len(subtitle),
-    )
-    whole = math.ceil(max(words) + 16)
-
-    def to_x(value: float) -> float:
-        return _LEFT + (value - x_low) / (x_high - x_low) * (right - _LEFT)
-
-    def to_y(value: float) -> float:
-        return bottom - (value - y_low) / (y_high - y_low) * (bottom - top)
-
-    parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {whole} {height}' "
-        f"width='{whole}' height='{height}' role='img' {_FONT}>",
-        f"<title>{html.escape(title)}</title>",
-        f"<rect width='{whole}' height='{height}' fill='white'/>",
-        _label(_LEFT, 26, title, size=17, weight="bold"),
-    ]
-    if subtitle:
-        parts.append(_label(_LEFT, 26 + _SUBTITLE, subtitle))
-    for tick in x_ticks or _ticks(x_low, x_high):
-        x = to_x(tick)
-        parts.append(_line(x, top, x, bottom, "#dddddd"))
-        parts.append(_label(x, bottom + 20, f"{tick:g}", anchor="middle"))
-    for tick in _ticks(y_low, y_high):
-        y = to_y(tick)
-        parts.append(_line(_LEFT, y, right, y, "#dddddd"))
-        parts.append(_label(_LEFT - 8, y + 5, f"{tick:g}", anchor="end"))
-    parts.append(
-        f"<rect x='{_LEFT}' y='{top}' width='{right - _LEFT}' height='{bottom - top}' "
-        "fill='none' stroke='#444444'/>"
-    )
-    parts.append(_label((_LEFT + right) / 2, height - 14, x_label, anchor="middle", size=15))
-    middle = (top + bottom) / 2
-    parts.append(
-        f"<g transform='rotate(-90 20 {middle:g})'>"
-        + _label(20, middle, y_label, anchor="middle", size=15)
-        + "</g>"
-    )
-    place, number = top + 12, 0
-    asides = _asides([one for one in drawn if any(one.error)])
-    for one in drawn:
-        aside = asides.get(one.name, 0.0)
-        colour, dash, width = _BLACK, "", 2.6
-        if not one.strong:
-            colour = COLOURS[number % len(COLOURS)]
-            dash = _DASHES[number // len(COLOURS) % len(_DASHES)]
-            width, number = 2.0, number + 1
-        points = " ".join(
-            f"{to_x(x) + aside:.1f},{to_y(y):.1f}" for x, y in zip(one.x, one.y, strict=True)
-        )
-        style = f"stroke='{colour}' stroke-width='{width}' stroke-dasharray='{dash}'"
-        parts.append(f"<polyline points='{points}' fill='none' {style}/>")
-        for x, y, e in zip(one.x, one.y, one.error or [0.0] * len(one.x), strict=True):
-            if e:
-                across = to_x(x) + aside
-                parts.append(_line(across, to_y(y - e), across, to_y(y + e), colour))
-            if one.marked:
-                parts.append(
-                    f"<circle cx='{to_x(x) + aside:.1f}' cy='{to_y(y):.1f}' r='4' fill='{colour}'/>"
-                )
-        parts.append(
-            f"<line x1='{right + 14}' y1='{place}' x2='{right + 44}' y2='{place}' {style}/>"
-        )
-        parts.append(_label(right + _KEY, place + 5, one.name))
-        place += 22
-    return "\n".join([*parts, "</svg>"])
+    cycle = cycler(linestyle=_DASHES) * cycler(color=_COLOURS)
+    with rc_context({**_STYLE, "axes.prop_cycle": cycle}):
+        figure = Figure(_INCHES)
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        axes.set_title(title, weight="bold", size=14, pad=26 if subtitle else 6)
+        if subtitle:
+            axes.annotate(
+                subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points"
+            )
+        if x_ticks:
+            axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+        asides = _asides([one for one in drawn if any(one.error)])
+        for one in drawn:
+            look: Any = {"color": "black", "linestyle": "-"} if one.strong else {}
+            line = axes.errorbar(
+                one.x,
+                one.y,
+                yerr=one.error if any(one.error) else None,
+                label=one.name,
+                linewidth=2.6 if one.strong else 2.0,
+                elinewidth=1.0,
+                marker="o" if one.marked else "",
+                **look,
+            )
+            aside = offset_copy(axes.transData, figure, asides.get(one.name, 0.0), units="points")
+            for part in line.get_children():
+                part.set_transform(aside)
+        if len(drawn) > 1:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.01))
+        written = io.StringIO()
+        figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return written.getvalue()
 
 
 def _asides(barred: Sequence[Series]) -> dict[str, float]:
-    """Pixels to the right for each line with bars, so that every bar can be seen."""
+    """Points to the right for each line with bars, so that every bar can be seen."""
     step = min(_BESIDE, _BESIDE_ALL / max(1, len(barred) - 1))
     return {one.name: step * (n - (len(barred) - 1) / 2) for n, one in enumerate(barred)}
 
@@ -177,33 +135,3 @@ def _finite(one: Series) -> Series:
     ]
     x, y, error = zip(*kept, strict=True) if kept else ((), (), ())
     return Series(one.name, x, y, error, one.marked, one.strong)
-
-
-def _range(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    spread = (high - low) or abs(high) or 1.0
-    if low == high:
-        return low - spread / 2, high + spread / 2
-    return low - margin * spread, high + margin * spread
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, five or so."""
-    raw = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(np.round(number * step, 12)) for number in range(first, last + 1)]
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
-    return f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{colour}'/>"
-
-
-def _label(
-    x: float, y: float, text: str, *, anchor: str = "start", size: int = 14, weight: str = "normal"
-) -> str:
-    return (
-        f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' font-weight='{weight}' "
-        f"text-anchor='{anchor}' fill='#111111'>{html.escape(text)}</text>"
-    )

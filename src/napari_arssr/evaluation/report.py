@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io as bytes_io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -103,7 +102,7 @@ def write_report(folder: Path, rows: Path, *, planes: Sequence[str] = ("axial",)
             body.append("<h3>Curves over scale</h3>")
         for name, svg in charts:
             written.append(_write(figures / f"{group.name}-{name}.svg", svg))
-            body.append(svg)
+            body.append(_image(svg, f"{name} against scale, {group.title}"))
         for figure in _slices(folder / "pictures", group, planes):
             written += figure.write(figures)
             body += figure.html()
@@ -168,12 +167,10 @@ class _Figure:
         ]
 
     def html(self) -> list[str]:
-        encoded = base64.b64encode(self.picture).decode()
         return [
             f"<h3>{html.escape(self.title)}</h3>",
-            f"<img src='data:image/png;base64,{encoded}' alt='{html.escape(self.title)}: slices, "
-            "insets and differences'>",
-            self.profile,
+            _image(self.picture, f"{self.title}: slices, insets and differences"),
+            _image(self.profile, f"{self.title}: profile along the line"),
         ]
 
 
@@ -225,17 +222,14 @@ def _figure(
         limits=_limits(truth, view),
         window=window,
         letters=_LETTERS[plane],
-        # The font of pictures has no ×.
-        title=(f"{view.volume}, scale {scale}, {plane}", group.title),
+        title=f"{title}\n{group.title}",
     )
-    buffer = bytes_io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
     profile = _profile(panels, window, right, title, group.title)
     safe = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
     return _Figure(
         f"{group.name}-{safe}-x{scale}-{plane}",
         f"{title}; {group.title}",
-        buffer.getvalue(),
+        sheet,
         profile,
     )
 
@@ -345,6 +339,13 @@ def _page(body: Sequence[str], facts: str, skipped: str) -> str:
     )
 
 
+def _image(content: str | bytes, text: str) -> str:
+    """A picture within the page: SVG, as text, or PNG."""
+    kind, data = ("svg+xml", content.encode()) if isinstance(content, str) else ("png", content)
+    encoded = base64.b64encode(data).decode()
+    return f"<img src='data:image/{kind};base64,{encoded}' alt='{html.escape(text)}'>"
+
+
 def _write(path: Path, content: str | bytes) -> Path:
     write_whole(path, content.encode() if isinstance(content, str) else content)
     return path
@@ -366,7 +367,7 @@ tbody th { font-weight: normal; }
 thead { border-bottom: 2px solid #444; }
 tr.p { border-top: 1px solid #999; color: #444; }
 p.note { color: #444; margin: 0.2rem 0; font-size: 0.9rem; max-width: 70rem; }
-img, svg { max-width: 100%; height: auto; display: block; margin: 0.5rem 0 1rem; }
+img { max-width: 100%; height: auto; display: block; margin: 0.5rem 0 1rem; }
 h2 { border-top: 1px solid #ccc; padding-top: 1rem; margin-top: 2rem; }
 pre { background: #f4f4f4; padding: 1rem; overflow: auto; }
 </style>
