@@ -9,6 +9,7 @@ brought back, by cubic interpolation and by the network, and both are compared w
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import napari_arssr
 from napari_arssr import samples
@@ -31,6 +31,7 @@ __all__ = ["Score", "main", "picture", "round_trip"]
 
 _FINE_MM = 0.8
 _SCALE = 2.0
+_CAPTION_INCHES = 0.6
 
 
 @dataclass(frozen=True)
@@ -74,50 +75,52 @@ def round_trip(scan: Volume, scale: float = _SCALE) -> list[Score]:
     ]
 
 
-def picture(volumes: dict[str, Volume], pixels_per_mm: float = 2.5) -> npt.NDArray[np.uint8]:
+def picture(volumes: dict[str, Volume], inches_per_mm: float = 0.025) -> bytes:
     """Volumes of one span side by side: a column each, three planes through the middle.
 
     Everything is drawn at one scale, cut to the head, as blocks of its own voxels, so that the
-    picture shows the voxels there are. Rows of an array run towards superior or anterior, rows
-    of the picture away from them.
+    picture shows the voxels there are; superior or anterior is on top.
+
+    Returns
+    -------
+    bytes
+        A PNG file, 100 pixels an inch.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from matplotlib.figure import Figure
 
     first = next(iter(volumes.values()))
     shown = Normalizer.fit(first.data)
     head = Box.around(shown.normalize(first.data) > 0.1)
-    font = ImageFont.load_default(size=22)
-    gap, title = 8, 36
-    columns = []
-    for name, whole in volumes.items():
-        volume = whole.crop(first.grid.box_in(whole.grid, head))
-        planes = []
-        for axis in range(3):
-            plane = shown.normalize(np.take(volume.data, volume.data.shape[axis] // 2, axis=axis))
-            grey = (np.clip(plane, 0, 1) * 255).astype(np.uint8)[::-1]
-            extent = [mm for other, mm in enumerate(volume.grid.extent) if other != axis]
-            height, width = (round(mm * pixels_per_mm) for mm in extent)
-            planes.append(Image.fromarray(grey).resize((width, height), Image.Resampling.NEAREST))
+    parts = {
+        name: whole.crop(first.grid.box_in(whole.grid, head)) for name, whole in volumes.items()
+    }
+    depth, height, width = (max(p.grid.extent[axis] for p in parts.values()) for axis in range(3))
+    rows, column = (height, depth, depth), max(width, height)
+    inches = (column * len(parts) * inches_per_mm, sum(rows) * inches_per_mm + _CAPTION_INCHES)
+    figure = Figure(inches, facecolor="black", layout="compressed")
+    places = figure.subplots(3, len(parts), squeeze=False, gridspec_kw={"height_ratios": rows})
+    for (name, volume), down in zip(parts.items(), places.T, strict=True):
         sides = [f"{size:.3g}" for size in volume.spacing[::-1]]
-        spacing = " x ".join(sides if len(set(sides)) > 1 else sides[:1])
-        column = Image.new(
-            "L",
-            (max(p.width for p in planes), title + sum(p.height + gap for p in planes)),
-        )
-        ImageDraw.Draw(column).text((2, 4), f"{name}, {spacing} mm", fill=255, font=font)
-        top = title
-        for plane_image in planes:
-            column.paste(plane_image, ((column.width - plane_image.width) // 2, top))
-            top += plane_image.height + gap
-        columns.append(column)
-    sheet = Image.new(
-        "L", (sum(c.width + gap for c in columns) - gap, max(c.height for c in columns))
-    )
-    left = 0
-    for column in columns:
-        sheet.paste(column, (left, 0))
-        left += column.width + gap
-    return np.asarray(sheet)
+        spacing = " × ".join(sides if len(set(sides)) > 1 else sides[:1])
+        down[0].set_title(f"{name}, {spacing} mm", color="white")
+        for axis, (axes, row) in enumerate(zip(down, rows, strict=True)):
+            plane = shown.normalize(np.take(volume.data, volume.data.shape[axis] // 2, axis=axis))
+            high, wide = (mm / 2 for other, mm in enumerate(volume.grid.extent) if other != axis)
+            axes.imshow(
+                plane,
+                "gray",
+                vmin=0,
+                vmax=1,
+                origin="lower",
+                interpolation="nearest",
+                extent=(-wide, wide, -high, high),
+            )
+            # As wide as the column, whatever the plane: so all have one scale.
+            axes.set(xlim=(-column / 2, column / 2), ylim=(-row / 2, row / 2))
+            axes.set_axis_off()
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=100, bbox_inches="tight", pad_inches=0.05)
+    return written.getvalue()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,8 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(folder: Path) -> None:
-    from PIL import Image
-
     folder.mkdir(parents=True, exist_ok=True)
     scan = samples.scan()
     print(f"Scan:   {_describe(scan)}", flush=True)
@@ -146,9 +147,9 @@ def _demo(folder: Path) -> None:
     print(f"\nResult: {_describe(result)}")
     volume_file = napari_arssr.write(folder / "upsampled.nii.gz", result)
     cubic = CubicField(scan).sample(result.grid)
-    sheet = picture({"input": scan, "cubic": cubic, "napari-arssr": result})
     picture_file = folder / "comparison.png"
-    Image.fromarray(sheet).save(picture_file)
+    drawn = picture({"input": scan, "cubic": cubic, "napari-arssr": result})
+    picture_file.write_bytes(drawn)
     print(f"\nMeasured again with voxels {_SCALE:g} times as large, and brought back:\n")
     print(f"  {'':14} PSNR, dB    SSIM")
     for score in round_trip(scan):

@@ -302,7 +302,7 @@ def _inputs(options: argparse.Namespace, settings: Settings) -> _Inputs:
 def _fitted(options: argparse.Namespace, inputs: _Inputs) -> _Outputs:
     """The work; raises Cancelled where it is asked to end."""
     from napari_arssr import fitting
-    from napari_arssr.training.signals import StopRequest
+    from napari_arssr.signals import StopRequest
 
     def keep(state: State) -> None:
         if options.field is not None:

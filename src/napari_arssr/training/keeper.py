@@ -11,11 +11,11 @@ import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback
 
 from napari_arssr.errors import Cancelled
+from napari_arssr.signals import StopRequest
 from napari_arssr.training.batches import Network
 from napari_arssr.training.checkpoints import LAST
 from napari_arssr.training.module import TrainingModule
 from napari_arssr.training.progress import Progress
-from napari_arssr.training.signals import StopRequest
 
 __all__ = ["Keeper"]
 

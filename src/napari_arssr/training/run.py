@@ -24,6 +24,7 @@ from napari_arssr.devices import bfloat16_is_faster, choose_device, float32_mean
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
 from napari_arssr.files import sha256_of
 from napari_arssr.models import load_baseline, save
+from napari_arssr.signals import StopRequest, requeue, slurm_job
 from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, read_checkpoint
 from napari_arssr.training.config import RunConfig, TrainingConfig, write_config
@@ -35,7 +36,6 @@ from napari_arssr.training.logs import Curves, Example, ProgressLine, TableLog, 
 from napari_arssr.training.module import TrainingModule
 from napari_arssr.training.plain import to_plain
 from napari_arssr.training.progress import Plan, Progress
-from napari_arssr.training.signals import StopRequest, requeue, slurm_job
 from napari_arssr.training.volumes import Split, load_split, refuse_too_few, start_method
 from napari_arssr.upsampling import Settings, Target, upsample_file
 from napari_arssr.watching import Stop, never

@@ -1,4 +1,4 @@
-"""Ending a run that somebody or a cluster wants to end."""
+"""Ending a run or a fit that somebody or a cluster wants to end, its work saved."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class StopRequest:
                 child.kill()
             except psutil.NoSuchProcess:
                 continue
-        os.write(2, b"\nnapari-arssr: Ended at once; the last checkpoint is whole.\n")
+        os.write(2, b"\nnapari-arssr: Ended at once; what was saved last is whole.\n")
         os._exit(128 + number)
 
 
