@@ -17,7 +17,7 @@ UNDER_A_DISPLAY = $(shell [ -n "$$DISPLAY" ] || ! command -v xvfb-run >/dev/null
 RECIPE := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs bench clean distclean
+.PHONY: help venv demo test lint docs bench clean distclean libraries
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,8 +27,7 @@ venv: $(VENV)/.installed ## Make .venv with the package in it
 demo: $(VENV)/.installed ## Upsample a real scan: a NIfTI file, a picture and scores
 	$(BIN)/python -m napari_arssr.demo --out $(DEMO_OUTPUT)
 
-test: $(VENV)/.installed-test ## Run the tests, in a real window where they need one
-	@scripts/system-libraries.sh
+test: $(VENV)/.installed-test libraries ## Run the tests, in a real window where they need one
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and types
@@ -39,7 +38,7 @@ lint: $(VENV)/.installed-dev ## Check style and types
 docs: $(VENV)/.installed-docs ## Build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.installed-app ## Measure speed and memory
+bench: $(VENV)/.installed-app libraries ## Measure speed and memory
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/training.py
 	$(UNDER_A_DISPLAY) $(BIN)/python -W ignore benchmarks/live_view.py
@@ -50,6 +49,10 @@ clean: ## Remove what the other commands made, except .venv
 
 distclean: clean ## Remove .venv too
 	rm -rf $(VENV)
+
+# What a window needs of the system.
+libraries:
+	@scripts/system-libraries.sh
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -20,6 +20,7 @@ needs() {
 }
 
 command -v Xvfb >/dev/null || packages="$packages xvfb"
+command -v xauth >/dev/null || packages="$packages xauth" # for xvfb-run, which only recommends it
 needs libGL.so.1 libgl1
 needs libEGL.so.1 libegl1
 needs libdbus-1.so.3 libdbus-1-3
