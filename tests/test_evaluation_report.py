@@ -497,6 +497,32 @@ def test_voxels_that_are_laid_out_come_with_their_spacing_alone():
     assert spacing == pytest.approx((1.5, 1.2, 1.0))
 
 
+def test_a_volume_that_is_one_slice_has_no_picture_across_it(tmp_path):
+    from napari_arssr.evaluation.report import write_report
+
+    data = np.random.default_rng(0).random((30, 30, 1)).astype(np.float32) + 1
+    io.write(tmp_path / "v.nii", Volume(data, np.eye(4)))
+    prepared = prepare("set", tmp_path / "v.nii")
+    for method in ("one", "two"):
+        found = row(method, "v.nii", 20.0)
+        pictures.save_reference(pictures.folder_of(tmp_path / "pictures", found), prepared)
+        pictures.save_result(tmp_path / "pictures", found, prepared.volume)
+        add_row(tmp_path / "rows.csv", found)
+    written = write_report(tmp_path, tmp_path / "rows.csv", planes=["axial", "sagittal"])
+    assert [path.name for path in written if path.suffix == ".png"] == [
+        "set-gaussian-1-v-x2-sagittal.png"
+    ]
+
+
+def test_names_with_dollars_and_underscores_are_shown_as_they_are():
+    text = line_chart(
+        [Series("_best", (1, 2), (1, 2)), Series("$b$", (1, 2), (1, 2))], "$", "x", "y"
+    )
+    words = "".join(words_of(text))
+    assert "_best" in words
+    assert "$b$" in words
+
+
 def test_the_report_draws_what_is_kept(tmp_path):
     from napari_arssr.evaluation.report import write_report
 

@@ -161,6 +161,40 @@ def test_a_stopped_fit_goes_on_to_where_it_would_have_ended():
         torch.testing.assert_close(tensors_of(resumed.network)[name], tensor)
 
 
+def test_a_fit_that_is_stopped_while_it_is_shown_is_kept():
+    kept, asked = [], []
+
+    def seen(state):
+        asked.append(state.step)
+        if len(asked) == 5:
+            raise Cancelled
+
+    course = Course(epochs=3, stop=lambda: len(asked) >= 5, keep=kept.append, seen=seen)
+    with pytest.raises(Cancelled):
+        fit_irem(samples(three(factor=8)), course, config=TINY)
+    assert [state.step for state in kept] == [5]
+
+
+def test_a_fit_goes_on_for_as_long_as_it_was_begun_for(monkeypatch):
+    monkeypatch.setattr("napari_arssr.fitting.implicit.IREMConfig", lambda: TINY)
+    volumes, begun = three(factor=8), fitting.Settings(**PAPER, epochs=3)
+    asked, kept = [], []
+
+    def stop():
+        asked.append(0)
+        return len(asked) > 12
+
+    with pytest.raises(Cancelled):
+        fitting.fit(volumes, begun, watch=fitting.Watch(stop=stop, keep=kept.append))
+    same = replace(begun, epochs=None)
+    state = fitting.fit(volumes, same, resume=kept[-1])
+    assert len(state.trained.losses) == 3
+    steps = state.trained.step
+    # It is done; more minutes are more steps.
+    state = fitting.fit(volumes, replace(same, minutes=0.01), resume=state)
+    assert state.trained.step > steps
+
+
 def test_the_rate_is_halved_as_published(monkeypatch):
     rates = []
     step = torch.optim.Adam.step

@@ -99,6 +99,22 @@ def test_an_empty_slice_between_others_is_left_out_and_said():
     assert set(prepared.slice_of_row.tolist()) == {0, 1, 2, 3, 5, 6, 7}
 
 
+@pytest.mark.parametrize("method", ["linear", "bspline"])
+def test_an_empty_slice_has_no_part_in_a_mean(method):
+    settings = fitting.Settings(method, register=False)
+    axial, coronal, sagittal = three()
+    data = axial.data.copy()
+    data[4] = 0
+    others = fitting.fit([coronal, sagittal], settings).field().sample(GRID).data
+    found = fitting.fit([coronal, sagittal, replace(axial, data=data)], settings)
+    found = found.field().sample(GRID).data
+    whole = fitting.fit([coronal, sagittal, axial], settings).field().sample(GRID).data
+    np.testing.assert_allclose(found[16:20], others[16:20], atol=1e-4)
+    # A few voxels away nothing is seen of it but the gain, which is matched with fewer voxels.
+    np.testing.assert_allclose(found[26:], whole[26:], atol=0.02)
+    assert np.abs(found[:14] - whole[:14]).max() < 0.5
+
+
 def test_a_mask_keeps_what_is_in_it_or_next_to_it():
     inside = np.zeros(GRID.shape, dtype=np.uint8)
     inside[12:20, 12:20, 12:20] = 1

@@ -40,7 +40,7 @@ from napari_arssr.training import module as module_under_test
 from napari_arssr.training.batches import Batch, GridBatch, build_network, predict
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.training.config import of_baseline
-from napari_arssr.training.data import training_pairs, worker_count
+from napari_arssr.training.data import _leave_signals_to_the_run, training_pairs, worker_count
 from napari_arssr.training.export import BEST
 from napari_arssr.training.files import write_whole
 from napari_arssr.training.module import TrainingModule
@@ -744,6 +744,19 @@ def test_a_machine_that_cannot_is_said_before_the_volumes_are_read(
     missing = replace(run.data, train=("nowhere",))
     with pytest.raises(UsageError, match=said):
         train(but(replace(run, machine=machine, data=missing), **changes), tmp_path / "run")
+
+
+def test_a_worker_leaves_the_cluster_s_signals_to_the_run() -> None:
+    signals = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+    try:
+        _leave_signals_to_the_run(0)
+        for number in signals[:3]:
+            assert signal.getsignal(number) is signal.SIG_IGN
+        assert callable(signal.getsignal(signal.SIGTERM))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_as_many_workers_as_suit_the_machine() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,19 @@ def test_a_length_in_a_file_takes_the_preset_s_place(run: Run, tmp_path: Path) -
     io.write(tmp_path / "thick.nii", Volume(scene(coarse), coarse.affine))
     ran = run("train", tmp_path / "thick.nii", "--self", "--config", path, "--print-config")
     assert yaml.safe_load(ran.out)["training"]["minutes"] == 600
+
+
+def test_one_volume_is_learnt_from_with_the_weights_that_a_file_names(
+    run: Run, tmp_path: Path
+) -> None:
+    coarse = grid_of_slices(4.0)
+    io.write(tmp_path / "thick.nii", Volume(scene(coarse), coarse.affine))
+    own = shutil.copy(weights.resolve("default"), tmp_path / "mine.safetensors")
+    path = tmp_path / "own.yaml"
+    path.write_text(f"start: {own}\n")
+    words = ["train", tmp_path / "thick.nii", "--self", "--print-config", "--config", path]
+    assert yaml.safe_load(run(*words).out)["start"] == str(own)
+    assert yaml.safe_load(run(*words, "--from", "default").out)["start"] == "default"
 
 
 def test_a_run_goes_on_as_it_began_and_as_long_as_is_asked(

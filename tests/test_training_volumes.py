@@ -269,6 +269,21 @@ def test_patches_are_the_ones_that_training_on_the_volumes_takes(
         assert any(np.array_equal(one, other) for other in from_files)
 
 
+def test_patches_are_known_from_wherever_they_are_named(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_patches([data], tmp_path / "cut", settings=CUT)
+    expected = [v.content for v in load_volumes([tmp_path / "cut" / "train"], smallest=8)]
+    monkeypatch.chdir(tmp_path / "cut" / "train")
+    assert [v.content for v in load_volumes([Path()], smallest=8)] == expected
+
+
+def test_a_study_s_folder_is_no_subject(tmp_path: Path) -> None:
+    study = tmp_path / "sub-cohort" / "derived" / "registered" / "cropped"
+    assert not subject_of(study / "one.nii")
+    assert subject_of(study / "sub-02" / "ses-1" / "anat" / "T1w.nii") == "sub-02"
+
+
 def test_patches_lie_where_they_were_cut(tmp_path: Path, data: Path) -> None:
     manifest = cut_patches([data], tmp_path / "cut", settings=CUT)
     entry = manifest["volumes"][0]

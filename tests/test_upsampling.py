@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 
 import napari_arssr
 from napari_arssr import io, upsampling, weights
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.field import NetworkField
 from napari_arssr.interpolation import apply_separable, spline_matrix
@@ -352,6 +353,22 @@ def test_too_little_memory_says_how_much_is_enough(loaded: Loaded) -> None:
     result = upsample(volume, 2, weights=loaded, memory=int(1.1 * enough), device="cpu")
     plain = upsample(volume, 2, weights=loaded, device="cpu")
     np.testing.assert_allclose(result.data, plain.data, rtol=1e-5)
+
+
+def test_memory_that_is_enough_is_so_with_consistency(loaded: Loaded) -> None:
+    volume = volume_of()
+    step = {"weights": loaded, "device": "cpu", "consistency": ScannerModel("gaussian")}
+    with pytest.raises(UsageError, match="1 MB of memory are too little") as caught:
+        upsample(volume, 6, memory=1_000_000, **step)
+    with pytest.raises(UsageError) as plain:
+        upsample(volume, 6, memory=1_000_000, weights=loaded, device="cpu")
+    needs = [
+        float(amount) * {"MB": 1e6, "GB": 1e9}[unit]
+        for error in (caught, plain)
+        for amount, unit in re.findall(r"need ([\d.]+) (MB|GB)", str(error.value))
+    ]
+    assert needs[0] > needs[1]
+    upsample(volume, 6, memory=int(1.1 * needs[0]), **step)
 
 
 def test_a_result_beyond_memory_is_refused_before_the_work(

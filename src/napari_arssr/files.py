@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["PARTIAL", "sha256_of", "whole_file"]
+__all__ = ["PARTIAL", "sha256_of", "sync_folder", "whole_file"]
 
 PARTIAL = ".partial-"
 """How the name of a file begins that is not whole yet."""
@@ -36,29 +36,29 @@ def whole_file(path: Path) -> Iterator[Path]:
     OSError
         If there is no room for it; what was there stays.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL, suffix=path.suffix)
-    os.close(descriptor)
-    partial = Path(name)
+    # Not by tempfile, whose files are for their owner only: this one is for whom others are.
+    partial = path.parent / f"{PARTIAL}{secrets.token_hex(8)}{path.suffix}"
+    partial.touch(exist_ok=False)
     try:
         yield partial
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
-        partial.chmod(0o644)  # mkstemp's files are for their owner only
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """See that a new name survives a crash of the machine, where the system can."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # some network file systems refuse; the name stands
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Self
 
 from napari_arssr.timing import clock_words
@@ -32,12 +33,12 @@ class ProgressLine:
 
     def __enter__(self) -> Self:
         if self._terminal and not self._quiet:
-            print(f"{self._name}  …", end="", file=sys.stderr, flush=True)
+            _show(f"{self._name}  …")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._terminal and not self._quiet:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _show("\r\x1b[K")
 
     def bytes_came(self, done: int, total: int | None) -> None:
         """Progress of a download."""
@@ -55,6 +56,11 @@ class ProgressLine:
         if share > 0:
             text += f"  {clock_words((now - self._started) * (1 / share - 1))} left"
         if self._terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            _show(f"\r\x1b[K{text}")
         else:
-            print(text, file=sys.stderr, flush=True)
+            _show(f"{text}\n")
+
+
+def _show(text: str) -> None:
+    with suppress(OSError):  # a terminal that was closed ends no work that can still be saved
+        print(text, end="", file=sys.stderr, flush=True)

@@ -163,16 +163,36 @@ def encode(
         If the weights are broken or cannot be fetched.
     """
     from napari_arssr import weights as registry
-    from napari_arssr.devices import choose_device, choose_precision
-    from napari_arssr.field import NetworkField
 
     _check_real(volume)
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
+    return _encode(
+        volume, loaded, device=device, precision=precision, memory=memory, normalize=normalize
+    )
+
+
+def _encode(
+    volume: Volume,
+    loaded: Loaded,
+    *,
+    device: str,
+    precision: str,
+    memory: int | None,
+    normalize: Normalization | Normalizer | None,
+    held: int = 0,
+) -> NetworkField:
+    """The same, beside work that will come to hold so many bytes."""
+    from napari_arssr.devices import choose_device, choose_precision
+    from napari_arssr.field import NetworkField
+
     there = choose_device(device)
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
     normalizer = _fit(volume, normalize, loaded)
     least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype)
-    budget = _budget(there, memory, volume.grid.size, least, volume.name)
+    # Still to come on the CPU: the volume in network units and its spline coefficients, a slab
+    # of the result, a chunk's activations, and what is done beside it.
+    extra = 8 * volume.grid.size + _WORKSPACE + held
+    budget = _budget(there, memory, extra, least, volume.name)
     return NetworkField(volume, loaded.model, normalizer, device=there, dtype=dtype, memory=budget)
 
 
@@ -443,13 +463,14 @@ class _Job:
         settings = self.settings
         step = _consistency(frame, self.target, self.box, settings.consistency)
         make = partial(
-            encode,
+            _encode,
             frame,
             self.loaded,
             device=settings.device,
             precision=settings.precision,
-            memory=_without(settings.memory, step),
+            memory=settings.memory,
             normalize=normalize,
+            held=0 if step is None else step.held_bytes,
         )
         with lend(frame, make) as field:
             yield from _slabs(field, self.grid, step, progress, stop)
@@ -478,11 +499,6 @@ def _consistency(
     whole = target.grid(volume.grid, volume.name)
     part = whole.box if box is None else volume.grid.box_in(whole, box)
     return Consistency(volume, whole, part, scanner)
-
-
-def _without(memory: int | None, step: Consistency | None) -> int | None:
-    """What is left of ``memory`` for the field beside the correction."""
-    return memory if memory is None or step is None else memory - step.held_bytes
 
 
 def _slabs(
@@ -568,7 +584,7 @@ def _gigabytes(size: float) -> str:
     return f"{math.ceil(size / 1e8) / 10} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
 
 
-def _budget(device: torch.device, memory: int | None, voxels: int, least: int, name: str) -> int:
+def _budget(device: torch.device, memory: int | None, extra: int, least: int, name: str) -> int:
     """Bytes for features and the encoder's work: what ``memory`` leaves after all else."""
     import psutil
 
@@ -577,9 +593,6 @@ def _budget(device: torch.device, memory: int | None, voxels: int, least: int, n
 
         free, _ = torch.cuda.mem_get_info(device)
         return int(0.8 * free) if memory is None else min(memory, int(0.9 * free))
-    # Still to come: the volume in network units and its spline coefficients, a slab of the
-    # result, and a chunk's activations.
-    extra = 8 * voxels + _WORKSPACE
     if memory is None:
         return max(psutil.virtual_memory().available // 2 - extra, least)
     taken = psutil.Process().memory_info().rss

@@ -23,7 +23,8 @@ _STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "grid.color": "#dddddd",
     "legend.frameon": False,
-    # Words stay words, and the same chart is the same file.
+    # Words stay words, also with dollars in them, and the same chart is the same file.
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "napari-arssr",
 }
@@ -104,7 +105,7 @@ def line_chart(
                 one.x,
                 one.y,
                 yerr=one.error if any(one.error) else None,
-                label=one.name,
+                label=_shown(one.name),
                 linewidth=2.6 if one.strong else 2.0,
                 elinewidth=1.0,
                 marker="o" if one.marked else "",
@@ -118,6 +119,11 @@ def line_chart(
         written = io.StringIO()
         figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None})
     return written.getvalue()
+
+
+def _shown(name: str) -> str:
+    """A name as the legend shows it: one that begins with an underscore would be left out."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def _asides(barred: Sequence[Series]) -> dict[str, float]:

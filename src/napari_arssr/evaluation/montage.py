@@ -13,10 +13,13 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Panel", "Window", "choose_window", "montage"]
+__all__ = ["SMALLEST_SIDE", "Panel", "Window", "choose_window", "montage"]
 
 Plane = npt.NDArray[np.float32]
 Extent = tuple[float, float, float, float]  # left, right, bottom, top, in mm
+
+SMALLEST_SIDE = 8
+"""Rows or columns of a slice in which there is something to see."""
 
 _TILE = 2.6  # inches: a slice's longer side
 _BESIDE, _ABOVE_AND_BELOW = 0.5, 1.8  # inches, for words and the colours
@@ -87,7 +90,8 @@ def choose_window(plane: Plane, spacing: tuple[float, float]) -> Window:
 
     side = 0.25 * max(n * step for n, step in zip(plane.shape, spacing, strict=True))
     rows, columns = (
-        max(8, min(n, round(side / step))) for n, step in zip(plane.shape, spacing, strict=True)
+        max(SMALLEST_SIDE, min(n, round(side / step)))
+        for n, step in zip(plane.shape, spacing, strict=True)
     )
     down, right = np.gradient(plane.astype(np.float64), *spacing)
     busy = uniform_filter(np.hypot(down, right), (rows, columns), mode="constant")
@@ -175,7 +179,7 @@ def montage(
         ticks=(-_FULL_COLOUR, 0, _FULL_COLOUR),
         label="difference from the reference, % of black to white",
     )
-    figure.suptitle(title, x=0, ha="left", size=13)
+    figure.suptitle(title, x=0, ha="left", size=13, parse_math=False)
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=_DPI, bbox_inches="tight")
     return written.getvalue()
@@ -187,9 +191,11 @@ def _size(extent: Extent) -> tuple[float, float]:
 
 
 def _name(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.name, loc="left", weight="bold", size=11, pad=18)
+    # A dollar in a file's name is a dollar.
+    words: Any = {"parse_math": False}
+    axes.set_title(panel.name, loc="left", weight="bold", size=11, pad=18, **words)
     above: Any = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(panel.note, (0, 1), (0, 5), color=_GREY, size=10, **above)
+    axes.annotate(panel.note, (0, 1), (0, 5), color=_GREY, size=10, **above, **words)
 
 
 def _mark(axes: Axes, part: Extent) -> None:

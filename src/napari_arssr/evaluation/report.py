@@ -15,7 +15,7 @@ from napari_arssr import io
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.evaluation import pictures
 from napari_arssr.evaluation.charts import Series, line_chart
-from napari_arssr.evaluation.montage import Panel, Window, choose_window, montage
+from napari_arssr.evaluation.montage import SMALLEST_SIDE, Panel, Window, choose_window, montage
 from napari_arssr.evaluation.rows import REFERENCE, Row, counted, read_rows, write_whole
 from napari_arssr.evaluation.running import SKIPPED
 from napari_arssr.evaluation.tables import COLUMNS, Block, Group, Table, compare, groups, tables
@@ -202,6 +202,8 @@ def _figure(
     if reference is None:
         return None
     truth = reference[plane]
+    if min(truth.shape) < SMALLEST_SIDE:  # across a volume that is a slice or a few
+        return None
     kept = [(row.method, _note(row), pictures.load_result(folder, row)) for row in rows]
     kept.insert(0, (pictures.INPUT, "voxels as measured", pictures.load_input(folder, rows[0])))
     panels = [

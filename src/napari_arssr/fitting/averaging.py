@@ -11,8 +11,8 @@ import numpy.typing as npt
 from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import Stack
-from napari_arssr.request import covered
-from napari_arssr.volume import Grid
+from napari_arssr.request import covered, nearest_values
+from napari_arssr.volume import Grid, Volume
 from napari_arssr.watching import Advance, Stop, never, unheard
 
 __all__ = ["mean_of_stacks"]
@@ -45,7 +45,7 @@ def mean_of_stacks(
     Returns
     -------
     (z, y, x) float32 array
-        0 where no stack has a voxel.
+        0 where no stack has a voxel that was measured.
 
     Raises
     ------
@@ -60,8 +60,9 @@ def mean_of_stacks(
             raise Cancelled
         source = stack.volume.grid.moved(motion[0])
         index_map = grid.map_into(source)
+        data, measured = _filled(stack)
         seen = affine_transform(
-            stack.volume.data,
+            data,
             index_map.matrix[:3, :3],
             index_map.matrix[:3, 3],
             output_shape=grid.shape,
@@ -69,8 +70,26 @@ def mean_of_stacks(
             mode="mirror" if kind == "bspline" else "nearest",
         )
         inside = covered(grid, source)
+        if stack.empty:
+            inside &= nearest_values(Volume(measured, source.affine), grid)
         total[inside] += seen[inside]
         count += inside
         advance((number + 1) / len(stacks))
     np.divide(total, count, out=total, where=count > 0)
     return total
+
+
+def _filled(stack: Stack) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """A stack with the nearest slices in place of empty ones, and which voxels were measured.
+
+    An empty slice would else be averaged in, and ring into its neighbours.
+    """
+    data = stack.volume.data
+    measured = np.ones(data.shape, dtype=bool)
+    if stack.empty:
+        full = np.setdiff1d(np.arange(len(data)), stack.empty)
+        data = data.copy()
+        for number in stack.empty:
+            data[number] = data[full[np.argmin(np.abs(full - number))]]
+        measured[stack.empty] = False
+    return data, measured

@@ -311,7 +311,10 @@ def _run(
         if course.minutes:
             share = max(share, (now - started) / (60 * course.minutes))
         course.advance(min(share, 1.0))
-        course.seen(state)
+        try:
+            course.seen(state)
+        except Cancelled:  # the picture was broken off, and what was learnt is kept above
+            continue
     kept()
 
 

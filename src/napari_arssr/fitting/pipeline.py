@@ -46,6 +46,7 @@ Array = npt.NDArray[np.float32]
 # 27 for stacks along the axes, 94 with two of three askew.
 _MEAN, _SOLVER, _LATTICE, _MATRIX = 16, 20, 20, 16
 _KEEP_EVERY = 60.0
+_ENDLESS = 10**6  # epochs
 # A network's picture has at most so many voxels along each axis, and pictures take at most such
 # a share of the time.
 _PICTURE_SIDE = 64
@@ -131,6 +132,8 @@ def fit(
     _check_request(volumes, settings, uncertainty=uncertainty)
     begun = seen_from(settings.reference, starts, len(volumes))
     network = _network(settings, resume, watch)
+    if resume is not None and settings.epochs is None and not resume.behind("done"):
+        settings = replace(settings, epochs=resume.settings.epochs)
     if resume is None:
         stacks, state = _begun(volumes, settings, watch, mask=mask, starts=begun)
     else:
@@ -582,8 +585,10 @@ def _train(state: State, stacks: Sequence[Stack], settings: Settings, watch: Wat
         watch.keep(state)
 
     paper = settings.preset == "paper"
+    # A fit that is done and gets more minutes alone has them, however many epochs that are.
+    more = state.behind("done") and settings.minutes and not settings.epochs
     course = Course(
-        epochs=settings.epochs,
+        epochs=_ENDLESS if more else settings.epochs,
         minutes=settings.minutes,
         seed=settings.seed,
         device=choose_device(settings.device),

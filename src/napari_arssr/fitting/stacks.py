@@ -61,6 +61,11 @@ class Stack:
         """How many there are."""
         return self.volume.data.shape[0]
 
+    @cached_property
+    def empty(self) -> list[int]:
+        """Slices of one value between others: nothing was measured there."""
+        return list(_empty_slices(self.volume.data))
+
     @property
     def values(self) -> npt.NDArray[np.float32]:
         """Intensities of the voxels that count."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
+from napari_arssr.files import sync_folder
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.casting import cast
 from napari_arssr.io.origin import Layout, Origin, origin_of
@@ -299,10 +300,4 @@ def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
         if len(finals) == 2:
             finals[0].unlink(missing_ok=True)
         raise
-    if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be flushed
-        folder = os.open(finals[0].parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with suppress(OSError):  # some network file systems refuse; the names stand
-                os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(finals[0].parent)

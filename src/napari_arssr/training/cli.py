@@ -384,7 +384,8 @@ def _self_training(
     usual = preset(config.preset).training
     if all(getattr(config.training, name) == getattr(usual, name) for name in lengths):
         config = from_plain(config, {"training": {"steps": 0, "epochs": 0, "minutes": MINUTES}})
-    return from_plain(self_training(config, data[0], start=options.start or "default"), given)
+    start = options.start or config.start or "default"
+    return from_plain(self_training(config, data[0], start=start), given)
 
 
 def _gpu(text: str) -> str:

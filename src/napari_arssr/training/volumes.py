@@ -378,11 +378,12 @@ _SUBJECT = re.compile(r"(?:^|[^A-Za-z0-9])(sub-[A-Za-z0-9]+)")
 def subject_of(file: Path) -> str:
     """The BIDS subject in a file's name, else in its folders'; empty where there is none.
 
-    Labels count within one data set: below a ``dataset_description.json`` the label carries
-    the folder that holds it.
+    Of folders the three next to the file are looked at: data type, session and subject. Labels
+    count within one data set: below a ``dataset_description.json`` the label carries the folder
+    that holds it.
     """
     file = file.absolute()
-    for part in (file.name, *(folder.name for folder in file.parents)):
+    for part in (file.name, *(folder.name for folder in file.parents[:3])):
         match = _SUBJECT.search(part)
         if match:
             root = next((f for f in file.parents if (f / _BIDS_ROOT).is_file()), None)
@@ -422,6 +423,7 @@ def _unpacked(normal: npt.NDArray[np.float16], content: str, folder: Path) -> Ma
 
 def _is_patch(file: Path) -> bool:
     """Whether ``napari-arssr patches`` cut the file: a manifest in its folder or above says so."""
+    file = file.absolute()  # "x.nii" has no folders above it
     for folder in (file.parent, file.parent.parent):
         manifest = folder / MANIFEST
         if manifest.is_file():
