@@ -2,14 +2,16 @@
 
     python benchmarks/scores.py run DATA --rows docs/scores.csv
     python benchmarks/scores.py table --rows docs/scores.csv
-    python benchmarks/scores.py enter WEIGHTS --rows docs/scores.csv
+    python benchmarks/scores.py run DATA --rows half.csv --methods network --precision bfloat16
+    python benchmarks/scores.py enter WEIGHTS --rows docs/scores.csv --bfloat16 half.csv
 
 DATA is a folder with brains_t1w/val, lesion, template and thick_slices in it (their sources
 are in docs/weights.md). Every HR volume is cut to its brain, measured by the scanner model
 (Gaussian, full width at half maximum one LR voxel), brought back to its own grid and compared
 with itself inside the brain mask. "consistent" is the network with --consistency gaussian. A
 run that stopped goes on where it was. "enter" writes the means into the header of the weights
-that were scored, and the new digest of that file into the rows.
+that were scored, and the new digest of that file into the rows; with rows measured in bfloat16
+also whether that moves every result by less than 0.02 dB, so that "auto" may take it.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ METHODS = ("cubic", "back-projection", "network", "consistent")
 NETWORK = METHODS[2:]
 NOISE_SCALES = ("1.5", "2", "3", "4")
 SSIM_SCALES = ("2", "3", "4")  # noise-free, on the first set: SSIM takes longer than all else
+SAFE_MOVE = 0.02  # dB: what a faster precision may cost
 MARGIN = 8  # voxels of background kept around the brain
 
 
@@ -83,9 +86,10 @@ def main() -> int:
     entering = commands.add_parser("enter")
     entering.add_argument("weights", type=Path)
     entering.add_argument("--rows", type=Path, required=True)
+    entering.add_argument("--bfloat16", type=Path, metavar="ROWS")
     options = parser.parse_args()
     if options.command == "enter":
-        return enter(options.weights, options.rows)
+        return enter(options.weights, options.rows, options.bfloat16)
     if options.command == "table":
         print(tables(read_rows(options.rows)))
         return 0
@@ -220,21 +224,32 @@ def tables(rows: list[Row]) -> str:
     )
 
 
-def enter(path: Path, rows_path: Path) -> int:
-    """Write the means into a weights file's header, and its new digest into the rows."""
+def enter(path: Path, rows_path: Path, half_path: Path | None) -> int:
+    """Write what was measured into a weights file's header, and its new digest into the rows."""
     rows = read_rows(rows_path)
     scored = {row.weights_sha256 for row in rows if row.method in NETWORK}
     if scored != {_digest(str(path))}:
         print(f"{rows_path} does not hold the scores of {path}: {scored}.", file=sys.stderr)
         return 1
     model, card = models.load(path)
-    models.save(path, model, replace(card, scores=means(rows)), torch.float16)
+    card = replace(card, scores=means(rows))
+    if half_path is not None:
+        moved = largest_move(rows, read_rows(half_path))
+        print(f"bfloat16 moves a result by up to {moved:.4f} dB")
+        card = replace(card, bfloat16=moved < SAFE_MOVE)
+    models.save(path, model, card, torch.float16)
     digest = _digest(str(path))
     rows_path.unlink()
     for row in rows:
         entered = digest if row.method in NETWORK else ""
         append_row(rows_path, replace(row, weights_sha256=entered))
     return 0
+
+
+def largest_move(rows: list[Row], half: list[Row]) -> float:
+    """How far results of the same weights in another precision are from these, in dB."""
+    known = {row.key: row.psnr for row in rows}
+    return max(abs(row.psnr - known[row.key]) for row in half)
 
 
 def means(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
