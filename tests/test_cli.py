@@ -1277,7 +1277,7 @@ def test_memory_that_runs_out_is_a_sentence(
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("napari_arssr.upsampling.encode", full)
+    monkeypatch.setattr("napari_arssr.upsampling._encode", full)
     words = ["upsample", scan, out, "--weights", tiny, "--scale", "2"]
     refuse(1, [str(scan), "not enough memory"], *words)
     monkeypatch.setattr("napari_arssr.simulation.simulate_file", full)

@@ -218,14 +218,15 @@ def test_one_field_at_a_time_is_alive(loaded: Loaded, monkeypatch: pytest.Monkey
     """Of a long series, features of two frames need never fit together."""
     alive: WeakSet[NetworkField] = WeakSet()
     most = []
+    make = upsampling._encode
 
     def counted(*arguments: Any, **options: Any) -> NetworkField:
         most.append(len(alive))
-        field = encode(*arguments, **options)
+        field = make(*arguments, **options)
         alive.add(field)
         return field
 
-    monkeypatch.setattr(upsampling, "encode", counted)
+    monkeypatch.setattr(upsampling, "_encode", counted)
     upsample(volume_of((3, 4, 4, 4)), 2, weights=loaded)
     assert most == [0, 0, 0]
 
@@ -367,7 +368,7 @@ def test_memory_that_is_enough_is_so_with_consistency(loaded: Loaded) -> None:
         for error in (caught, plain)
         for amount, unit in re.findall(r"need ([\d.]+) (MB|GB)", str(error.value))
     ]
-    assert needs[0] > needs[1]
+    assert needs[0] >= needs[1]  # as rounded for a sentence
     upsample(volume, 6, memory=int(1.1 * needs[0]), **step)
 
 
