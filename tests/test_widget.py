@@ -454,7 +454,9 @@ def test_twenty_runs_leave_nothing_behind(
     assert sum(one() is not None for one in results) <= 1
     assert len(widget._workshop.fields) <= 2
     assert threads() == []
-    assert sizes[-1] - sizes[4] < 60, sizes  # sixteen results would be 110 MB
+    # Fifteen results would be 105 MB; alone this process grows by 1 MB, at the end of all tests,
+    # in a heap of 2.5 GB with gaps, by up to 62.
+    assert sizes[-1] - sizes[4] < 90, sizes
 
 
 # Regions -----------------------------------------------------------------------------------
