@@ -392,6 +392,20 @@ def test_a_montage_has_its_title_above_all():
     assert (titled[:40, -4:] == 255).all()  # nothing is cut off
 
 
+def test_a_long_name_ends_before_the_next_column():
+    truth = np.random.default_rng(0).random((30, 30)).astype(np.float32)
+
+    def named(first):
+        return drawn([Panel(first, first, truth), Panel("b", "", truth)], truth)
+
+    short, long = named("ab"), named("network_of_$2$_layers " * 9)
+    assert long.shape[1] == short.shape[1]  # columns lie as they did
+    words = (long[:40] < 200).any(axis=(0, 2))
+    middle = long.shape[1] // 2
+    assert words[: middle - 20].any()
+    assert not words[middle - 5 : middle + 5].any()
+
+
 def test_more_methods_than_fit_go_on_below():
     truth = np.random.default_rng(0).random((30, 30)).astype(np.float32)
     three, six, seven = (

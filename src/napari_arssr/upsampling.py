@@ -181,7 +181,7 @@ def _encode(
     normalize: Normalization | Normalizer | None,
     held: int = 0,
 ) -> NetworkField:
-    """The same, beside work that will come to hold so many bytes."""
+    """A volume's field from weights at hand, beside work that will come to hold ``held`` bytes."""
     from napari_arssr.devices import choose_device, choose_precision
     from napari_arssr.field import NetworkField
 

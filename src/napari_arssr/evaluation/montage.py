@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 __all__ = ["SMALLEST_SIDE", "Panel", "Window", "choose_window", "montage"]
 
@@ -147,7 +148,7 @@ def montage(
     heights = [height, width * part_height / part_width, height] * -(-len(panels) // _COLUMNS)
     inches = _TILE / max(height, width)
     size = columns * width * inches + _BESIDE, sum(heights) * inches + _ABOVE_AND_BELOW
-    figure = Figure(size, layout="compressed")
+    figure = Figure(size, dpi=_DPI, layout="compressed")
     places = figure.subplots(
         len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
@@ -158,7 +159,7 @@ def montage(
         for axes in (whole, inset):
             axes.imshow(panel.plane, "gray", vmin=low, vmax=high, extent=extent, **_BLOCKS)
         inset.set(xlim=part[:2], ylim=part[2:])
-        _name(whole, panel)
+        _name(whole, panel, 0.95 * width * inches)  # the layout takes some of it
         _mark(whole, part)
         if panel.compared:
             shares = 100 * (panel.plane - reference) / (high - low)
@@ -181,7 +182,7 @@ def montage(
     )
     figure.suptitle(title, x=0, ha="left", size=13, parse_math=False)
     written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=_DPI, bbox_inches="tight")
+    figure.savefig(written, format="png", bbox_inches="tight")
     return written.getvalue()
 
 
@@ -190,12 +191,22 @@ def _size(extent: Extent) -> tuple[float, float]:
     return right - left, bottom - top
 
 
-def _name(axes: Axes, panel: Panel) -> None:
-    # A dollar in a file's name is a dollar.
-    words: Any = {"parse_math": False}
-    axes.set_title(panel.name, loc="left", weight="bold", size=11, pad=18, **words)
+def _name(axes: Axes, panel: Panel, inches: float) -> None:
     above: Any = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(panel.note, (0, 1), (0, 5), color=_GREY, size=10, **above, **words)
+    name = axes.annotate(panel.name, (0, 1), (0, 19), weight="bold", size=11, **above)
+    note = axes.annotate(panel.note, (0, 1), (0, 5), color=_GREY, size=10, **above)
+    for words in (name, note):
+        words.set_parse_math(False)  # a dollar in a file's name is a dollar
+        _shorten(words, inches)
+
+
+def _shorten(words: Text, inches: float) -> None:
+    """Take from the end what would lie on the next column's words."""
+    whole = words.get_text()
+    for length in range(len(whole), 0, -1):
+        words.set_text(whole if length == len(whole) else f"{whole[:length].rstrip()}…")
+        if words.get_window_extent().width <= inches * _DPI:
+            return
 
 
 def _mark(axes: Axes, part: Extent) -> None:

@@ -217,7 +217,7 @@ def _figure(
     down, right = (view.spacing[axis] for axis in _AXES[plane])
     window = choose_window(truth, (down, right))
     title = f"{view.volume}, scale × {scale.replace('x', ' × ')}, {plane}"
-    sheet = montage(
+    slices = montage(
         panels,
         truth,
         spacing=(down, right),
@@ -231,7 +231,7 @@ def _figure(
     return _Figure(
         f"{group.name}-{safe}-x{scale}-{plane}",
         f"{title}; {group.title}",
-        sheet,
+        slices,
         profile,
     )
 

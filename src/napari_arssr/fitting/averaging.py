@@ -60,9 +60,8 @@ def mean_of_stacks(
             raise Cancelled
         source = stack.volume.grid.moved(motion[0])
         index_map = grid.map_into(source)
-        data, measured = _filled(stack)
         seen = affine_transform(
-            data,
+            _filled(stack),
             index_map.matrix[:3, :3],
             index_map.matrix[:3, 3],
             output_shape=grid.shape,
@@ -71,6 +70,8 @@ def mean_of_stacks(
         )
         inside = covered(grid, source)
         if stack.empty:
+            measured = np.ones(stack.volume.data.shape, dtype=bool)
+            measured[stack.empty] = False
             inside &= nearest_values(Volume(measured, source.affine), grid)
         total[inside] += seen[inside]
         count += inside
@@ -79,17 +80,12 @@ def mean_of_stacks(
     return total
 
 
-def _filled(stack: Stack) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """A stack with the nearest slices in place of empty ones, and which voxels were measured.
-
-    An empty slice would else be averaged in, and ring into its neighbours.
-    """
+def _filled(stack: Stack) -> npt.NDArray[np.float32]:
+    """A stack with the nearest slices in place of empty ones, which would ring into them."""
     data = stack.volume.data
-    measured = np.ones(data.shape, dtype=bool)
     if stack.empty:
-        full = np.setdiff1d(np.arange(len(data)), stack.empty)
         data = data.copy()
+        full = np.setdiff1d(np.arange(len(data)), stack.empty)
         for number in stack.empty:
             data[number] = data[full[np.argmin(np.abs(full - number))]]
-        measured[stack.empty] = False
-    return data, measured
+    return data

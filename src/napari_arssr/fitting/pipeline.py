@@ -132,11 +132,11 @@ def fit(
     _check_request(volumes, settings, uncertainty=uncertainty)
     begun = seen_from(settings.reference, starts, len(volumes))
     network = _network(settings, resume, watch)
-    if resume is not None and settings.epochs is None and not resume.behind("done"):
-        settings = replace(settings, epochs=resume.settings.epochs)
     if resume is None:
         stacks, state = _begun(volumes, settings, watch, mask=mask, starts=begun)
     else:
+        if settings.epochs is None and not resume.behind("done"):
+            settings = replace(settings, epochs=resume.settings.epochs)
         _check_same(resume, settings, volumes, mask=mask, starts=begun)
         stacks, state = _gone_on(volumes, settings, resume), resume
     if mask is not None:
@@ -586,9 +586,9 @@ def _train(state: State, stacks: Sequence[Stack], settings: Settings, watch: Wat
 
     paper = settings.preset == "paper"
     # A fit that is done and gets more minutes alone has them, however many epochs that are.
-    more = state.behind("done") and settings.minutes and not settings.epochs
+    endless = state.behind("done") and settings.minutes and not settings.epochs
     course = Course(
-        epochs=_ENDLESS if more else settings.epochs,
+        epochs=_ENDLESS if endless else settings.epochs,
         minutes=settings.minutes,
         seed=settings.seed,
         device=choose_device(settings.device),

@@ -249,17 +249,15 @@ def prepare(volumes: Sequence[Volume], normalizer: Normalizer) -> tuple[list[Sta
         axis = volume.grid.slice_axis
         turned = volume.transposed([axis, *(other for other in range(3) if other != axis)])
         data = np.ascontiguousarray(normalizer.normalize(turned.data))
-        use = np.ones(data.shape, dtype=bool)
-        empty = list(_empty_slices(data))
-        if empty:
-            use[empty] = False
-            numbers = ", ".join(str(number) for number in empty)
+        stack = Stack(replace(turned, data=data, name=volume.name), np.arange(data.size))
+        if stack.empty:
+            stack = replace(stack, rows=np.flatnonzero(~np.isin(stack.slice_of_row, stack.empty)))
+            numbers = ", ".join(str(number) for number in stack.empty)
             warnings.append(
-                f"{volume.name}: slice {numbers} of {len(data)} holds one value only and was left "
-                "out."
+                f"{volume.name}: slice {numbers} of {stack.slices} holds one value only and was "
+                "left out."
             )
-        rows = np.flatnonzero(use.ravel())
-        stacks.append(Stack(replace(turned, data=data, name=volume.name), rows))
+        stacks.append(stack)
     return stacks, warnings
 
 
