@@ -15,9 +15,7 @@ from napari_arssr.models.decoders import PublishedDecoder, ResidualDecoder
 from napari_arssr.models.encoders import RDN, ResCNN, SRResNet
 from napari_arssr.models.lattice import (
     Matrices,
-    interpolate_lattice,
     interpolate_points,
-    lattice_positions,
 )
 
 __all__ = ["ArSSR", "ModelConfig"]
@@ -132,9 +130,7 @@ class ArSSR(nn.Module):
         (…, mz, my, mx) tensor
             Intensities of the published decoder, ungated residuals of ours.
         """
-        points = interpolate_lattice(self.decoder.prepare(nodes), weights)
-        decoded: Tensor = self.decoder(points, lattice_positions(positions))
-        return decoded
+        return self.decoder.on_lattice(nodes, weights, positions)
 
     def decode_points(self, nodes: Tensor, points: Tensor, positions: Matrices) -> Tensor:
         """Decoder output at single points, for grids that are not aligned with the volume.

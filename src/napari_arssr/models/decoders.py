@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from napari_arssr.devices import onednn_takes
 from napari_arssr.interpolation import Outside
-from napari_arssr.models.lattice import Matrices
+from napari_arssr.models.lattice import Matrices, interpolate_lattice, lattice_positions
 
 __all__ = ["PublishedDecoder", "ResidualDecoder"]
 
@@ -65,6 +65,12 @@ class PublishedDecoder(nn.Module):
     def prepare(self, nodes: Tensor) -> Tensor:
         """What is interpolated: the features as they are."""
         return nodes
+
+    def on_lattice(self, nodes: Tensor, weights: Matrices, positions: Matrices) -> Tensor:
+        """:meth:`forward` for features at nodes, interpolated at every point of a lattice."""
+        features = interpolate_lattice(nodes, weights).to(nodes.dtype)
+        decoded: Tensor = self(features, lattice_positions(positions))
+        return decoded
 
     def forward(self, features: Tensor, positions: Matrices) -> Tensor:
         """Intensities (…) from features (…, channels) and three codes (…, 1)."""
@@ -158,16 +164,22 @@ class ResidualDecoder(nn.Module):
         projected: Tensor = self.feature(nodes)
         return projected
 
+    def on_lattice(self, nodes: Tensor, weights: Matrices, positions: Matrices) -> Tensor:
+        """:meth:`forward` for features at nodes, interpolated at every point of a lattice."""
+        first = interpolate_lattice(self.prepare(nodes), weights, positions)
+        return self._read(first.relu_().to(nodes.dtype))
+
     def forward(self, features: Tensor, positions: Matrices) -> Tensor:
         """Residuals (…) from prepared features (…, width), which are overwritten, and three terms.
 
-        The terms (…, width) are those of :meth:`position_term`, shaped to broadcast over the
-        features.
+        The terms (…, width) are those of :meth:`position_term`.
         """
-        # Two of the three are added to each other, where that takes least.
-        small, middle, large = sorted(positions, key=Tensor.numel)
-        hidden = _linear_relu(self.hidden, features.add_(small + middle).add_(large).relu_())
-        result: Tensor = self.head(hidden)
+        z, y, x = positions
+        return self._read(features.add_(z).add_(y).add_(x).relu_())
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """Residuals from the first layer's output."""
+        result: Tensor = self.head(_linear_relu(self.hidden, hidden))
         return result[..., 0]
 
     @staticmethod

@@ -18,7 +18,7 @@ __all__ = [
 Matrices = tuple[Tensor, Tensor, Tensor]
 
 
-def interpolate_lattice(nodes: Tensor, matrices: Matrices) -> Tensor:
+def interpolate_lattice(nodes: Tensor, matrices: Matrices, terms: Matrices | None = None) -> Tensor:
     """Interpolate channels-last features at every point of a lattice.
 
     Parameters
@@ -26,12 +26,15 @@ def interpolate_lattice(nodes: Tensor, matrices: Matrices) -> Tensor:
     nodes : (…, z, y, x, channels) tensor
     matrices : three (…, m, n) tensors
         Interpolation weights along z, y and x; leading axes as those of ``nodes``.
+    terms : three (…, m, channels) tensors, optional
+        Added to what is interpolated, each along its axis. Rows of ``matrices`` must then sum to
+        one: a term is added as soon as its axis is interpolated, where the others are still few.
 
     Returns
     -------
     (…, mz, my, mx, channels) tensor
+        On a processor in float32, unless gradients are wanted.
     """
-    dtype = nodes.dtype
     if nodes.device.type == "cpu" and not torch.is_grad_enabled():
         # Processors multiply such small matrices faster in float32 than in anything shorter.
         nodes = nodes.float()
@@ -45,7 +48,9 @@ def interpolate_lattice(nodes: Tensor, matrices: Matrices) -> Tensor:
         before, after = result.shape[: axis - 4], result.shape[axis - 3 :]
         result = torch.matmul(along, result.reshape(*before, matrix.shape[-1], -1))
         result = result.reshape(*before, matrix.shape[-2], *after)
-    return result.to(dtype)
+        if terms is not None:
+            result.add_(lattice_positions(terms)[axis])
+    return result
 
 
 def interpolate_scalars(nodes: Tensor, matrices: Matrices) -> Tensor:
