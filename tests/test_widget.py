@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import os
 import shlex
 import subprocess
 import sys
@@ -454,8 +455,8 @@ def megabytes_in_use() -> float:
     What is resident grows by more: glibc keeps what is free at the end of each thread's heap, and
     after all other tests there are many heaps.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if libc is None or not hasattr(libc, "mallinfo2"):
         return float(psutil.Process().memory_info().rss / 1e6)
     libc.mallinfo2.restype = _MallocInfo
     info = libc.mallinfo2()

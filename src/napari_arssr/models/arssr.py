@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from napari_arssr.models.decoders import PublishedDecoder, ResidualDecoder
 from napari_arssr.models.encoders import RDN, ResCNN, SRResNet
-from napari_arssr.models.lattice import (
-    Matrices,
-    interpolate_points,
-)
+from napari_arssr.models.lattice import Matrices, interpolate_points
 
 __all__ = ["ArSSR", "ModelConfig"]
 

@@ -166,8 +166,9 @@ class ResidualDecoder(nn.Module):
 
     def on_lattice(self, nodes: Tensor, weights: Matrices, positions: Matrices) -> Tensor:
         """:meth:`forward` for features at nodes, interpolated at every point of a lattice."""
-        first = interpolate_lattice(self.prepare(nodes), weights, positions)
-        return self._read(first.relu_().to(nodes.dtype))
+        prepared = self.prepare(nodes)
+        first = interpolate_lattice(prepared, weights, positions)
+        return self._read(first.relu_().to(prepared.dtype))
 
     def forward(self, features: Tensor, positions: Matrices) -> Tensor:
         """Residuals (…) from prepared features (…, width), which are overwritten, and three terms.
