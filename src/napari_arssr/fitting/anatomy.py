@@ -1,13 +1,15 @@
 """What a trained network makes of a reconstruction: a prior that has seen anatomy.
 
-The reconstruction is measured with voxels 1.5 and 2 times as long, which takes noise and what is
-left of the slices' thickness out of it, and an ArSSR network brings both back to the grid. Their
-mean is what the reconstruction may be drawn to, as far as that predicts the data (see
-:func:`~napari_arssr.fitting.selection.choose_pull`).
+The reconstruction is measured with voxels some times as long, which takes noise and what is left of
+the slices' thickness out of it, and an ArSSR network brings it back to the grid. The mean over
+several lengths, which is better than any of them, is what is expected of the volume: the
+reconstruction's prior is about the difference from it (see
+:class:`~napari_arssr.fitting.srr.Prior`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +22,10 @@ from napari_arssr.watching import Advance, Stop, never, unheard
 if TYPE_CHECKING:
     from napari_arssr.weights import Loaded
 
-__all__ = ["as_network_sees"]
+__all__ = ["PASSES", "as_network_sees"]
 
-_SCALES = (1.5, 2.0)
+PASSES = ((1.5, 2.0, 2.5), (1.15, 1.3, 1.6))
+"""Lengths of voxels for a reconstruction from stacks alone, and for what came of the first pass."""
 
 
 def as_network_sees(
@@ -30,6 +33,7 @@ def as_network_sees(
     grid: Grid,
     weights: str | Loaded = "default",
     *,
+    scales: Sequence[float] = PASSES[0],
     device: str = "auto",
     stop: Stop = never,
     advance: Advance = unheard,
@@ -46,11 +50,11 @@ def as_network_sees(
     volume = Volume(data, grid.affine, name="the estimate")
     scanner = ScannerModel("gaussian")
     result = np.zeros_like(data)
-    for number, scale in enumerate(_SCALES):
+    for number, scale in enumerate(scales):
         low = scanner.measure(volume, grid.scaled(1 / scale))
 
         def told(share: float, _stage: str, number: int = number) -> None:
-            advance((number + share) / len(_SCALES))
+            advance((number + share) / len(scales))
 
         seen = upsample(
             low,
@@ -61,5 +65,5 @@ def as_network_sees(
             progress=told,
             stop=stop,
         )
-        result += seen.data / np.float32(len(_SCALES))
+        result += seen.data / np.float32(len(scales))
     return result

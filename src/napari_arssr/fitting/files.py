@@ -1,10 +1,10 @@
 """A fit in one safetensors file: volume, network, poses and affines; written whole or not at all.
 
-Tensors: ``base``, ``uncertainty``, ``mask`` on the grid of ``affine`` (NIfTI's, float64);
-``stack.N.registered`` (4, 4), ``stack.N.motion`` (slices, 4, 4), ``stack.N.weight`` (slices,) and
-``stack.N.affine`` of the N-th stack, slices along the first array axis; ``starts`` (stacks, 4, 4);
-``network.…``, and ``memory.…`` of its optimiser. The header's entry ``napari-arssr fit`` is JSON
-with all else.
+Tensors: ``base``, ``expected``, ``uncertainty``, ``mask`` on the grid of ``affine`` (NIfTI's,
+float64); ``stack.N.registered`` (4, 4), ``stack.N.motion`` (slices, 4, 4), ``stack.N.weight``
+(slices,) and ``stack.N.affine`` of the N-th stack, slices along the first array axis; ``starts``
+(stacks, 4, 4); ``network.…``, and ``memory.…`` of its optimiser. The header's entry
+``napari-arssr fit`` is JSON with all else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["check_target", "load", "save"]
 
 _KEY = "napari-arssr fit"
 _SUFFIX = ".safetensors"
-_PLANES = ("base", "uncertainty", "mask")
+_PLANES = ("base", "expected", "uncertainty", "mask")
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,7 @@ from napari_arssr.fitting.averaging import mean_of_stacks
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.refinement import row_weights
-from napari_arssr.fitting.selection import TRIAL_SIDE, Trial, choose_pull, choose_weight, trial_box
+from napari_arssr.fitting.selection import TRIAL_SIDE, Choice, Trial, choose_weight, trial_box
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.fitting.srr import Prior, Problem
 from napari_arssr.fitting.stacks import Stack, check, inside_of, prepare, within
@@ -27,7 +27,7 @@ from napari_arssr.fitting.uncertainty import uncertainty_of
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import nearest_values
 from napari_arssr.volume import Box, Grid, Volume
-from napari_arssr.watching import Stop, never
+from napari_arssr.watching import Advance, Stop, never
 
 if TYPE_CHECKING:
     import torch
@@ -468,10 +468,9 @@ def _reconstruct(
     told = partial(_teller(state, watch, "reconstruct"), problem)
     if not settings.refines:  # else there was a better one before
         told(guess)
-    prior = Prior(settings.penalty, 1e-3 if settings.weight is None else settings.weight)
-    box = trial_box(guess)
+    prior = Prior(settings.penalty)
     trial = Trial.of(
-        state.grid.crop(box),
+        state.grid.crop(trial_box(guess)),
         stacks,
         [record.motion for record in state.stacks],
         settings.scanner,
@@ -479,31 +478,39 @@ def _reconstruct(
         seed=settings.seed,
     )
     advance = watch.part(0.5, 0.6, "choose the prior")
-    if settings.weight is None:
-        weight, on_trial = choose_weight(trial, prior, stop=watch.stop, advance=advance)
-        prior = replace(prior, weight=weight)
-    else:
-        on_trial = trial.problem.solve(prior, guess[box.slices], stop=watch.stop, advance=advance)
+    choice = _choice(trial, prior, settings.weight, watch.stop, advance)
+    prior = replace(prior, weight=choice.weight)
     volume = problem.solve(
         prior, guess, stop=watch.stop, advance=watch.part(0.6, 0.8, "reconstruct"), seen=told
     )
-    # Of voxels that were held back: what is left of the others is less than their noise.
-    state.numbers["noise"] = trial.error(on_trial)
     if network is not None and _is_isotropic(state.grid):
-        volume, prior = _with_network(
+        volume, prior, choice = _with_network(
             network,
             problem,
             trial,
             prior,
+            choice,
             volume=volume,
-            on_trial=on_trial,
+            given=settings.weight,
             device=settings.device,
             watch=watch,
             told=told,
         )
+    # Of voxels that were held back: what is left of the others is less than their noise.
+    state.numbers["noise"] = choice.error
     state.numbers["prior_weight"] = prior.weight
-    state.numbers["pull_weight"] = prior.pull_weight
+    state.expected = prior.expected
     state.base = volume
+
+
+def _choice(
+    trial: Trial, prior: Prior, given: float | None, stop: Stop, advance: Advance
+) -> Choice:
+    """The prior's weight, chosen from the data where it is not given."""
+    if given is None:
+        return choose_weight(trial, prior, stop=stop, advance=advance)
+    prior = replace(prior, weight=given)
+    return trial.choice(prior, trial.start(prior), stop=stop, advance=advance)
 
 
 def _with_network(
@@ -511,37 +518,40 @@ def _with_network(
     problem: Problem,
     trial: Trial,
     prior: Prior,
+    alone: Choice,
     *,
     volume: Array,
-    on_trial: Array,
+    given: float | None,
     device: str,
     watch: Watch,
     told: Callable[[Array], None],
-) -> tuple[Array, Prior]:
-    """The reconstruction drawn to what a trained network makes of it, if that predicts better."""
-    from napari_arssr.fitting.anatomy import as_network_sees
+) -> tuple[Array, Prior, Choice]:
+    """The reconstruction around what a trained network makes of it, if that predicts better.
 
-    def pulled(data: Array, grid: Grid, start: float, end: float) -> Array:
-        return as_network_sees(
-            data,
-            grid,
-            network,
-            device=device,
-            stop=watch.stop,
-            advance=watch.part(start, end, "ask the network"),
-        )
+    Then the network is asked about the result, with less taken away.
+    """
+    from napari_arssr.fitting.anatomy import PASSES, as_network_sees
 
-    part = trial.problem.measurement.grid
-    asked = replace(prior, pull=pulled(on_trial, part, 0.8, 0.82))
-    chosen = choose_pull(
-        trial, asked, on_trial, stop=watch.stop, advance=watch.part(0.82, 0.85, "ask the network")
-    )
-    if chosen.pull is None:
-        return volume, prior
-    whole = replace(chosen, pull=pulled(volume, problem.measurement.grid, 0.85, 0.9))
-    advance = watch.part(0.9, 0.95, "reconstruct")
-    solved = problem.solve(whole, volume, rounds=3, stop=watch.stop, advance=advance, seen=told)
-    return solved, whole
+    best = alone
+    for number, scales in enumerate(PASSES):
+        start, length = 0.8 + 0.15 * number / len(PASSES), 0.15 / len(PASSES)
+
+        def part(
+            begin: float, end: float, start: float = start, length: float = length
+        ) -> Callable[[float], None]:
+            return watch.part(start + begin * length, start + end * length, "ask the network")
+
+        ask = partial(as_network_sees, scales=scales, device=device, stop=watch.stop)
+        expected = ask(best.volume, trial.grid, network, advance=part(0.0, 0.15))
+        on_trial = replace(prior, expected=expected)
+        choice = _choice(trial, on_trial, given, watch.stop, part(0.15, 0.35))
+        if not choice.surpasses(best):
+            break
+        expected = ask(volume, problem.measurement.grid, network, advance=part(0.35, 0.7))
+        best, prior = choice, replace(prior, weight=choice.weight, expected=expected)
+        advance = part(0.7, 1.0)
+        volume = problem.solve(prior, expected, stop=watch.stop, advance=advance, seen=told)
+    return volume, prior, best
 
 
 def _is_isotropic(grid: Grid) -> bool:
@@ -551,13 +561,7 @@ def _is_isotropic(grid: Grid) -> bool:
 def _map_uncertainty(state: State, stacks: Sequence[Stack], watch: Watch) -> None:
     assert state.base is not None
     problem, _ = _problem(state, stacks)
-    pull = state.numbers["pull_weight"]
-    prior = Prior(
-        state.settings.penalty,
-        state.numbers["prior_weight"],
-        np.zeros_like(state.base) if pull else None,
-        pull,
-    )
+    prior = Prior(state.settings.penalty, state.numbers["prior_weight"], state.expected)
     state.uncertainty = uncertainty_of(
         problem,
         state.base,

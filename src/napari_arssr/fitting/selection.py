@@ -1,7 +1,7 @@
 """The prior's weight, chosen from the data: what predicts voxels best that were not used.
 
 A twentieth of the voxels, drawn at random, is held back; the rest is fitted with one weight after
-another, and the weight counts whose volume, measured, comes nearest to those held back (cross
+another, and those weights count whose volume, measured, comes nearest to those held back (cross
 validation). That needs no estimate of the noise, and takes whatever else is wrong with the data
 (motion, a wrong slice profile) into account. It is done on a part of the volume.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from napari_arssr.fitting.stacks import Stack
 from napari_arssr.volume import Box, Grid
 from napari_arssr.watching import Advance, Stop, never
 
-__all__ = ["TRIAL_SIDE", "Trial", "choose_pull", "choose_weight", "trial_box"]
+__all__ = ["TRIAL_SIDE", "Choice", "Trial", "choose_weight", "trial_box"]
 
 Array = npt.NDArray[np.float32]
 
@@ -32,6 +31,35 @@ TRIAL_SIDE = 48
 
 _HELD_BACK = 0.05
 _LARGEST, _SMALLEST, _STEP = 0.3, 1e-5, 10**0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A weight, and what came of it on a trial.
+
+    Parameters
+    ----------
+    weight : float
+        λ.
+    volume : (z, y, x) array
+        Of the trial.
+    errors : (n,) array
+        See :meth:`Trial.errors`.
+    """
+
+    weight: float
+    volume: Array
+    errors: FloatArray
+
+    @property
+    def error(self) -> float:
+        """Mean square error of the voxels held back."""
+        return float(self.errors.mean())
+
+    def surpasses(self, other: Choice) -> bool:
+        """Whether it predicts better, by more than a standard error."""
+        mean, error = _difference(other.errors, self.errors)
+        return mean > error
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +98,37 @@ class Trial:
         counted = [w * i for w, i in zip(kept_weights, measurement.inside, strict=True)]
         return cls(problem, held, counted)
 
-    def error(self, volume: Array) -> float:
-        """Mean square error of the voxels held back, as the volume predicts them."""
-        total = count = 0.0
+    @property
+    def grid(self) -> Grid:
+        """The part."""
+        return self.problem.measurement.grid
+
+    def start(self, prior: Prior) -> Array:
+        """Where to begin."""
+        return self.problem.start() if prior.expected is None else prior.expected
+
+    def choice(
+        self,
+        prior: Prior,
+        start: Array,
+        *,
+        stop: Stop = never,
+        advance: Advance = lambda _share: None,
+    ) -> Choice:
+        """What comes of a prior's own weight."""
+        volume = self.problem.solve(prior, start, stop=stop, advance=advance)
+        return Choice(prior.weight, volume, self.errors(volume))
+
+    def errors(self, volume: Array) -> FloatArray:
+        """Square error of each voxel held back, as the volume predicts it, times its weight.
+
+        Weights are divided by their mean.
+        """
         parts = zip(self.problem.residuals(volume), self.held, self.weights, strict=True)
-        for residual, held, weight in parts:
-            total += float((weight[held] * residual[held] ** 2).sum())
-            count += float(weight[held].sum())
-        return total / max(count, 1e-12)
+        squares = [weight[held] * residual[held] ** 2 for residual, held, weight in parts]
+        total = sum(float(w[h].sum()) for h, w in zip(self.held, self.weights, strict=True))
+        found = np.concatenate(squares).astype(np.float64)
+        return found * (len(found) / total) if total > 0 else np.zeros(1)
 
 
 def _reached(grid: Grid, stack: Stack, motions: FloatArray) -> npt.NDArray[np.bool_]:
@@ -118,37 +169,51 @@ def choose_weight(
     *,
     stop: Stop = never,
     advance: Advance = lambda _share: None,
-) -> tuple[float, Array]:
-    """The weight λ that predicts best, and the trial's volume with it.
+) -> Choice:
+    """The largest weight λ that predicts as well as any.
 
     Weights fall from 0.3 by factors of √10 until the prediction has worsened twice; the best is
-    found between them by a parabola.
+    found between them by a parabola. Of larger ones, those count as well as the best whose
+    prediction is worse by less than one standard error (Breiman et al., "Classification and
+    Regression Trees", 1984, §3.4.3), that of the difference: voxels held back are means over
+    thick slices, and hardly show the noise that too small a weight lets into the volume.
+
+    Parameters
+    ----------
+    trial : Trial
+    prior : Prior
+        On the trial's grid; what it expects must not have seen the voxels held back either.
+    stop, advance : callables
     """
-    estimate = trial.problem.start()
-    tried: list[tuple[float, float]] = []
+    estimate = trial.start(prior)
+    weights: list[float] = []
+    errors: list[FloatArray] = []
     volumes: list[Array] = []
-    weight = _LARGEST
+    weight, best = _LARGEST, 0
     span = np.log(_LARGEST / _SMALLEST) / np.log(_STEP) + 1
     while weight >= 0.99 * _SMALLEST:
         estimate = trial.problem.solve(
             replace(prior, weight=weight), estimate, rounds=3, iterations=8, stop=stop
         )
-        tried.append((np.log(weight), trial.error(estimate)))
+        weights.append(float(np.log(weight)))
+        errors.append(trial.errors(estimate))
         volumes.append(estimate)
-        advance(min(len(tried) / span, 1.0))
-        errors = [error for _, error in tried]
-        if len(errors) - 1 - int(np.argmin(errors)) >= 2:
+        advance(min(len(weights) / span, 1.0))
+        best = int(np.argmin([error.mean() for error in errors]))
+        if len(errors) - 1 - best >= 2:
             break
         weight /= _STEP
-    best = int(np.argmin([error for _, error in tried]))
-    return float(np.exp(_lowest(tried, best))), volumes[best]
+    chosen = max(_lowest(weights, errors, best), _as_good(weights, errors, best))
+    prior = replace(prior, weight=float(np.exp(chosen)))
+    return trial.choice(prior, volumes[best], stop=stop)
 
 
-def _lowest(tried: list[tuple[float, float]], best: int) -> float:
+def _lowest(weights: list[float], errors: list[FloatArray], best: int) -> float:
     """Where a parabola through the best and its neighbours is lowest."""
-    if not 0 < best < len(tried) - 1:
-        return tried[best][0]
-    (a, fa), (b, fb), (c, fc) = tried[best - 1 : best + 2]
+    if not 0 < best < len(weights) - 1:
+        return weights[best]
+    a, b, c = weights[best - 1 : best + 2]
+    fa, fb, fc = (float(error.mean()) for error in errors[best - 1 : best + 2])
     below = (b - a) * (fb - fc) - (b - c) * (fb - fa)
     if below == 0:
         return b
@@ -156,41 +221,23 @@ def _lowest(tried: list[tuple[float, float]], best: int) -> float:
     return float(np.clip(place, min(a, c), max(a, c)))
 
 
-def choose_pull(
-    trial: Trial,
-    prior: Prior,
-    start: Array,
-    *,
-    stop: Stop = never,
-    advance: Advance = lambda _share: None,
-) -> Prior:
-    """How strongly to be drawn to ``prior.pull``, if at all: what predicts best.
+def _as_good(weights: list[float], errors: list[FloatArray], best: int) -> float:
+    """The largest weight whose error is within a standard error of the best; they are descending.
 
-    Parameters
-    ----------
-    trial : Trial
-    prior : Prior
-        On the trial's grid; its ``pull`` must not have seen the voxels held back either.
-    start : (z, y, x) array
-        The trial's volume without a pull.
-    stop, advance : callables
-
-    Returns
-    -------
-    Prior
-        With ``weight`` and ``pull_weight`` chosen; without a pull if none predicts better.
+    Between weights that were tried the difference is taken to grow evenly.
     """
-    alone = replace(prior, pull=None, pull_weight=0.0)
-    best = alone
-    estimate = trial.problem.solve(alone, start, rounds=3, iterations=10, stop=stop)
-    least = trial.error(estimate)
-    candidates = list(product((1.0, 0.3), (30.0, 100.0, 300.0)))
-    for number, (share, ratio) in enumerate(candidates):
-        weight = prior.weight * share
-        candidate = replace(prior, weight=weight, pull_weight=ratio * prior.weight)
-        volume = trial.problem.solve(candidate, estimate, rounds=3, iterations=10, stop=stop)
-        error = trial.error(volume)
-        if error < least:
-            best, least = candidate, error
-        advance((number + 1) / len(candidates))
-    return best
+    result = weights[best]
+    before = 0.0
+    for number in range(best - 1, -1, -1):
+        difference, limit = _difference(errors[number], errors[best])
+        if difference > limit:
+            share = max(0.0, limit - before) / (difference - before)
+            return result + share * (weights[number] - result)
+        result, before = weights[number], difference
+    return result
+
+
+def _difference(one: FloatArray, other: FloatArray) -> tuple[float, float]:
+    """Mean of a difference, and its standard error."""
+    difference = one - other
+    return float(difference.mean()), float(difference.std() / np.sqrt(len(difference)))

@@ -1,12 +1,12 @@
 """SRR: the volume whose measurement is nearest to the stacks, kept plausible by a prior.
 
-    x = argmin Σ ω (y - W x)² + λ R(x) + µ |x - z|²
+    x = argmin Σ ω (y - W x)² + λ R(x - z)
 
 W is the :class:`~napari_arssr.fitting.measurement.Measurement`, ω a weight for each voxel of the
 stacks, R the squared gradient (Tikhonov) or its length (total variation, TV; Rudin et al. 1992),
-and z, if given, a volume to be drawn to. Nothing is ever written as a matrix: conjugate gradients
-(CG) ask for W and its transpose only. TV is a series of weighted Tikhonov problems (lagged
-diffusivity, Vogel & Oman 1996).
+and z what is expected: nothing, or a volume that knows more than the stacks say. Nothing is ever
+written as a matrix: conjugate gradients (CG) ask for W and its transpose only. TV is a series of
+weighted Tikhonov problems (lagged diffusivity, Vogel & Oman 1996).
 """
 
 from __future__ import annotations
@@ -41,23 +41,20 @@ class Prior:
     penalty : {"tv", "tikhonov"}
     weight : float
         λ, for intensities in [0, 1] and gradients per voxel of the finest side.
-    pull : array, optional
-        z, a volume to be drawn to.
-    pull_weight : float
-        µ.
+    expected : (z, y, x) array, optional
+        z, the volume that differences from are to be smooth; zeros if not given.
     """
 
     penalty: Penalty = "tv"
     weight: float = 1e-3
-    pull: Array | None = None
-    pull_weight: float = 0.0
+    expected: Array | None = None
 
     def __post_init__(self) -> None:
         if self.penalty not in get_args(Penalty):
             raise UsageError(
                 f"There is no prior {self.penalty!r}: choose {', '.join(get_args(Penalty))}."
             )
-        if not 0 <= self.weight < np.inf or not 0 <= self.pull_weight < np.inf:
+        if not 0 <= self.weight < np.inf:
             raise UsageError(f"The weight of a prior is 0 or more, not {self.weight!r}.")
 
 
@@ -146,7 +143,8 @@ class Problem:
         if prior.penalty == "tikhonov" or prior.weight == 0:
             return Roughness(float(prior.weight), self.steps)
         length = np.full_like(estimate, _FLAT**2)
-        for part in gradient(estimate, self.steps):
+        unexpected = estimate if prior.expected is None else estimate - prior.expected
+        for part in gradient(unexpected, self.steps):
             length += part * part
         strength = np.float32(prior.weight) / np.sqrt(length)
         return Roughness(strength.astype(np.float32, copy=False), self.steps)
@@ -198,8 +196,11 @@ class Problem:
             def told(share: float, number: int = number) -> None:
                 advance((number + share) / rounds)
 
+            right = self._right
+            if prior.expected is not None:
+                right = right + form(prior.expected)
             estimate = self.quadratic(
-                form, self._right, estimate, prior, iterations=iterations, stop=stop, advance=told
+                form, right, estimate, iterations=iterations, stop=stop, advance=told
             )
             seen(estimate)
         return estimate
@@ -209,7 +210,6 @@ class Problem:
         form: Roughness,
         right: Array,
         start: Array,
-        prior: Prior,
         *,
         iterations: int,
         tolerance: float = 1e-5,
@@ -219,14 +219,8 @@ class Problem:
         """Conjugate gradients (Hestenes & Stiefel 1952) for a prior that is a quadratic form."""
 
         def matrix(volume: Array) -> Array:
-            result = self.normal(volume)
-            result += form(volume)
-            if prior.pull is not None:
-                result += np.float32(prior.pull_weight) * volume
-            return result
+            return self.normal(volume) + form(volume)
 
-        if prior.pull is not None:
-            right = right + np.float32(prior.pull_weight) * prior.pull
         estimate = start.astype(np.float32, copy=True)
         residual = right - matrix(estimate)
         direction = residual.copy()

@@ -99,6 +99,8 @@ class State:
         What is behind it.
     base : (z, y, x) float32 array, optional
         The reconstruction, in the fit's units.
+    expected : (z, y, x) float32 array, optional
+        What a trained network made of it, which the reconstruction was drawn to.
     uncertainty : (z, y, x) float32 array, optional
         Standard deviation of its voxels, in the fit's units.
     mask : (z, y, x) bool array, optional
@@ -117,6 +119,7 @@ class State:
     starts: FloatArray
     stage: Stage = "aligned"
     base: npt.NDArray[np.float32] | None = None
+    expected: npt.NDArray[np.float32] | None = None
     uncertainty: npt.NDArray[np.float32] | None = None
     mask: npt.NDArray[np.bool_] | None = None
     trained: Trained | None = None

@@ -7,8 +7,6 @@ of noise ("perturb and optimise", Orieux et al. 2012): their standard deviation 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 
@@ -55,17 +53,14 @@ def uncertainty_of(
     from scipy.ndimage import gaussian_filter
 
     random = np.random.default_rng(seed)
+    # Draws are around 0: beyond this form, what is expected has no part in how wide they are.
     form = problem.roughness(volume, prior)
-    # Draws are around 0: what the prior draws to has no part in how wide they are.
-    around = replace(prior, pull=None if prior.pull is None else np.zeros_like(volume))
     total = np.zeros_like(volume)
     for number in range(_DRAWS):
         right = problem.measurement.adjoint(
             [np.sqrt(w) * _normal(random, w.shape) for w in problem.weights]
         )
         right += _draw_of(form, random, volume.shape)
-        if prior.pull is not None:
-            right += np.float32(np.sqrt(prior.pull_weight)) * _normal(random, volume.shape)
 
         def told(share: float, number: int = number) -> None:
             advance((number + share) / _DRAWS)
@@ -74,7 +69,6 @@ def uncertainty_of(
             form,
             right,
             np.zeros_like(volume),
-            around,
             iterations=_ITERATIONS,
             stop=stop,
             advance=told,
