@@ -4,15 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fitting_case import CENTRE, GRID, brain, stack, three, truth
+from scipy.ndimage import gaussian_filter
 
 from napari_arssr import fitting
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, OutOfMemory, UsageError
 from napari_arssr.evaluation import psnr
+from napari_arssr.fitting.anatomy import PASSES
 from napari_arssr.fitting.measurement import Measurement
 from napari_arssr.fitting.pipeline import askew_stacks, memory_needed
 from napari_arssr.fitting.poses import rigid
-from napari_arssr.fitting.selection import Trial, choose_weight, trial_box
+from napari_arssr.fitting.selection import Choice, Trial, choose_weight, trial_box
 from napari_arssr.fitting.srr import Prior, Problem, gradient, gradient_adjoint
 from napari_arssr.fitting.stacks import prepare
 from napari_arssr.normalization import Normalizer
@@ -110,6 +112,9 @@ def test_total_variation_is_about_the_difference_from_what_is_expected():
     inner = brain()
     assert np.corrcoef((told - sharp)[inner], texture[inner])[0, 1] > 0.8
     assert abs(np.corrcoef((alone - sharp)[inner], texture[inner])[0, 1]) < 0.1
+    form = problem.roughness(told, Prior("tv", 0.02, sharp))
+    difference = problem.roughness(told - sharp, Prior("tv", 0.02))
+    np.testing.assert_allclose(form.weights, difference.weights, rtol=1e-5)
 
 
 def test_srr_is_far_above_interpolation_and_bsplines_above_linear():
@@ -149,6 +154,51 @@ def test_the_weight_that_is_chosen_is_nearly_the_best():
     qualities = {weight: quality(weight) for weight in np.geomspace(1e-4, 0.3, 8)}
     assert quality(chosen) > max(qualities.values()) - 0.1
     assert quality(chosen) > min(qualities.values()) + 2
+
+
+class Predicted:
+    """A trial whose voxels held back are predicted as well as a function of the weight says."""
+
+    def __init__(self, worse):
+        random = np.random.default_rng(0)
+        self.noise = random.chisquare(1, 2000)
+        self.chance = {}
+        self.worse, self.random, self.problem = worse, random, self
+
+    def start(self, prior):
+        return None
+
+    def solve(self, prior, start, **_options):
+        return prior.weight
+
+    def errors(self, weight):
+        chance = self.chance.setdefault(weight, 0.1 * self.random.standard_normal(2000))
+        return self.noise + chance - chance.mean() + self.worse(weight)
+
+    def choice(self, prior, start, **_options):
+        return Choice(prior.weight, start, self.errors(prior.weight))
+
+
+def test_of_weights_that_predict_alike_the_largest_is_chosen():
+    standard_error = 0.1 * np.sqrt(2 / 2000)
+    alike = Predicted(
+        lambda weight: 1.0 if weight > 0.05 else 0.9 * standard_error * (weight > 2e-3)
+    )
+    assert 0.025 < choose_weight(alike, Prior("tv")).weight < 0.05
+    different = Predicted(lambda weight: 20 * standard_error * (np.log10(weight) + 3) ** 2)
+    assert choose_weight(different, Prior("tv")).weight == pytest.approx(1e-3, rel=0.35)
+
+
+def test_a_choice_surpasses_another_by_more_than_chance():
+    random = np.random.default_rng(0)
+    volume = np.zeros((2, 2, 2), dtype=np.float32)
+    worse = random.chisquare(1, 5000)
+    better = Choice(1.0, volume, worse * 0.9)
+    assert better.surpasses(Choice(1.0, volume, worse))
+    assert not Choice(1.0, volume, worse).surpasses(better)
+    chance = Choice(1.0, volume, random.permutation(worse) - 1e-4)
+    assert chance.error < worse.mean()
+    assert not chance.surpasses(Choice(1.0, volume, worse))
 
 
 def test_noise_calls_for_more_smoothing():
@@ -193,13 +243,13 @@ def test_a_map_is_refused_where_there_is_none():
             fitting.fit(three(), fitting.Settings(**options), uncertainty=True)
 
 
-def network_that_sees(monkeypatch, volume):
-    """Let the trained network's answer be a volume, as bright as what it is asked about."""
+def network_that_sees(monkeypatch, *volumes):
+    """Let the trained network's answers be volumes, one in each pass, as bright as what it sees."""
     asked = []
 
-    def seen(data, grid, network, **_options):
+    def seen(data, grid, network, *, scales, **_options):
         asked.append((grid.shape, network.name))
-        answer = nearest_values(volume, grid)
+        answer = nearest_values(volumes[PASSES.index(scales) % len(volumes)], grid)
         return answer * np.float32(np.vdot(answer, data) / np.vdot(answer, answer))
 
     monkeypatch.setattr("napari_arssr.fitting.anatomy.as_network_sees", seen)
@@ -216,6 +266,18 @@ def test_the_trained_network_is_asked_and_followed_where_it_predicts_better(monk
     assert alone.expected is None
     assert helped.expected is not None
     assert score(helped) > score(alone) + 1
+
+
+def test_a_network_that_knows_more_of_a_better_volume_is_asked_again(monkeypatch):
+    assert max(PASSES[1]) < max(PASSES[0])
+    volumes = three(noise=0.03)
+    blurred = replace(truth(), data=gaussian_filter(truth().data, 1.0))
+    network_that_sees(monkeypatch, blurred)
+    once = fitted(volumes, "default")
+    asked = network_that_sees(monkeypatch, blurred, truth())
+    twice = fitted(volumes, "default")
+    assert len(asked) == 4
+    assert score(twice) > score(once) + 0.5
 
 
 def test_a_network_that_knows_nothing_is_not_followed(monkeypatch):

@@ -27,10 +27,10 @@ class Settings:
     Parameters
     ----------
     method : {"default", "srr", "irem", "bspline", "linear"}
-        ``default``: SRR with poses and slice weights refined, and drawn to what a trained
-        network makes of it as far as that predicts the data. ``srr``: of the registered stacks
-        alone. ``irem``: an implicit network, see ``preset``. ``bspline`` and ``linear``: the mean
-        of the interpolated stacks.
+        ``default``: SRR with poses and slice weights refined, and a prior about the difference
+        from what a trained network expects, if that predicts the data better. ``srr``: of the
+        registered stacks alone. ``irem``: an implicit network, see ``preset``. ``bspline`` and
+        ``linear``: the mean of the interpolated stacks.
     preset : {"default", "paper"}
         Of ``irem``. ``paper``: the network of Wu et al. 2021 on registered voxel centres.
         ``default``: a multi-resolution hash grid that adds to the result of ``default``.

@@ -100,7 +100,7 @@ class State:
     base : (z, y, x) float32 array, optional
         The reconstruction, in the fit's units.
     expected : (z, y, x) float32 array, optional
-        What a trained network made of it, which the reconstruction was drawn to.
+        What a trained network made of it, which the reconstruction's prior was about.
     uncertainty : (z, y, x) float32 array, optional
         Standard deviation of its voxels, in the fit's units.
     mask : (z, y, x) bool array, optional
