@@ -121,7 +121,8 @@ def register(
         seen &= _inside(mask, grid)
     method.SetMetricFixedMask(_image(seen.astype(np.uint8), grid))
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(min(1.0, _SAMPLES / grid.size), seed)
+    # To SimpleITK a seed of 0 means the clock's.
+    method.SetMetricSamplingPercentage(min(1.0, _SAMPLES / grid.size), 1 + seed % (2**32 - 1))
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0 * min(grid.spacing),
