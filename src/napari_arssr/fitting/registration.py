@@ -113,6 +113,8 @@ def register(
         method.SetMetricAsCorrelation()
     else:
         method.SetMetricAsMattesMutualInformation(48)
+        # Several add to its histograms in any order, and then no two runs end alike.
+        method.SetNumberOfWorkUnits(1)
     # Every voxel the moved stack does not cover was filled with nothing, and is not looked at.
     known = covered(grid, moving.grid.moved(start))
     method.SetMetricMovingMask(_image(known.astype(np.uint8), grid))
