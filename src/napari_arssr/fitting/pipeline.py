@@ -87,6 +87,14 @@ class Watch:
 
         return advance
 
+    def narrowed(self, start: float, end: float) -> Watch:
+        """The same for a part of the work that tells its own share, 0 to 1."""
+
+        def progress(share: float, stage: str) -> None:
+            self.progress(start + (end - start) * share, stage)
+
+        return replace(self, progress=progress)
+
 
 def fit(
     volumes: Sequence[Volume],
@@ -493,7 +501,7 @@ def _reconstruct(
             volume=volume,
             given=settings.weight,
             device=settings.device,
-            watch=watch,
+            watch=watch.narrowed(0.8, 0.95),
             told=told,
         )
     # Of voxels that were held back: what is left of the others is less than their noise.
@@ -534,22 +542,19 @@ def _with_network(
 
     best = alone
     for number, scales in enumerate(PASSES):
-        start, length = 0.8 + 0.15 * number / len(PASSES), 0.15 / len(PASSES)
-
-        def part(
-            begin: float, end: float, start: float = start, length: float = length
-        ) -> Callable[[float], None]:
-            return watch.part(start + begin * length, start + end * length, "ask the network")
-
+        inner = watch.narrowed(number / len(PASSES), (number + 1) / len(PASSES))
         ask = partial(as_network_sees, scales=scales, device=device, stop=watch.stop)
-        expected = ask(best.volume, trial.grid, network, advance=part(0.0, 0.15))
+        advance = inner.part(0.0, 0.15, "ask the network")
+        expected = ask(best.volume, trial.grid, network, advance=advance)
         on_trial = replace(prior, expected=expected)
-        choice = _choice(trial, on_trial, given, watch.stop, part(0.15, 0.35))
+        advance = inner.part(0.15, 0.35, "ask the network")
+        choice = _choice(trial, on_trial, given, watch.stop, advance)
         if not choice.surpasses(best):
             break
-        expected = ask(volume, problem.measurement.grid, network, advance=part(0.35, 0.7))
+        advance = inner.part(0.35, 0.7, "ask the network")
+        expected = ask(volume, problem.measurement.grid, network, advance=advance)
         best, prior = choice, replace(prior, weight=choice.weight, expected=expected)
-        advance = part(0.7, 1.0)
+        advance = inner.part(0.7, 1.0, "reconstruct")
         volume = problem.solve(prior, expected, stop=watch.stop, advance=advance, seen=told)
     return volume, prior, best
 
