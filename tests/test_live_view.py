@@ -599,8 +599,11 @@ def test_while_a_run_has_the_field_it_waits_and_asks_again(begin: Begin, loaded:
 
     scene = begin(a_volume(), lend=lend)
     scene.look_at((5, 14, 17), 12.0)
-    scene.qtbot.waitUntil(lambda: len(asked) > 3, timeout=PATIENCE)
-    assert any("waiting for the run" in said for said in scene.said)
+    # The window says it when it next looks, which is after the worker has asked.
+    scene.qtbot.waitUntil(
+        lambda: len(asked) > 3 and any("waiting for the run" in said for said in scene.said),
+        timeout=PATIENCE,
+    )
     assert scene.live.image is None
     free.set()
     scene.settle()
