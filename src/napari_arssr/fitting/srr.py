@@ -42,7 +42,7 @@ class Prior:
     weight : float
         λ, for intensities in [0, 1] and gradients per voxel of the finest side.
     expected : (z, y, x) array, optional
-        z, the volume that differences from are to be smooth; zeros if not given.
+        z. The prior is about the difference from it; about the volume itself if not given.
     """
 
     penalty: Penalty = "tv"
