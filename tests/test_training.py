@@ -801,9 +801,21 @@ def test_published_weights_can_be_fine_tuned(tmp_path: Path, run: RunConfig) -> 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path, run: RunConfig) -> None:
     path = train(run, tmp_path / "first")
-    other = replace(but(run, model=replace(TINY, growth=5)), start=str(path))
-    with pytest.raises(UsageError, match=r"trained\.safetensors .*growth is 4 and not 5"):
+    other = replace(but(run, model=replace(TINY, growth=3)), start=str(path))
+    with pytest.raises(UsageError, match=r"trained\.safetensors .*growth is 4 and not 3"):
         train(other, tmp_path / "second")
+
+
+def test_a_larger_network_goes_on_from_a_smaller_one(tmp_path: Path, run: RunConfig) -> None:
+    path = train(run, tmp_path / "first")
+    small = models.load(path)[0]
+    larger = replace(TINY, growth=5, blocks=TINY.blocks + 1)
+    still = but(replace(run, start=str(path)), model=larger, learning_rate=1e-30)
+    large, card = models.load(train(still, tmp_path / "second"))
+    assert card.config == larger
+    assert card.training["start"]["name"] == "trained.safetensors"
+    volumes = torch.rand(1, 6, 6, 6)
+    torch.testing.assert_close(large.encode(volumes), small.encode(volumes))
 
 
 # Export -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from napari_arssr.models.checkpoint import (
     read_card,
     save,
 )
+from napari_arssr.models.growing import can_grow, grow
 
 __all__ = [
     "ArSSR",
@@ -22,6 +23,8 @@ __all__ = [
     "ModelConfig",
     "Regressor",
     "build",
+    "can_grow",
+    "grow",
     "load",
     "load_baseline",
     "read_baseline_card",

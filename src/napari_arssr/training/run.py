@@ -23,7 +23,7 @@ from napari_arssr.choices import Precision
 from napari_arssr.devices import bfloat16_is_faster, choose_device, float32_means_float32
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
 from napari_arssr.files import sha256_of
-from napari_arssr.models import load_baseline, save
+from napari_arssr.models import ArSSR, can_grow, grow, load_baseline, save
 from napari_arssr.signals import StopRequest, requeue, slurm_job
 from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, read_checkpoint
@@ -279,6 +279,9 @@ def _network(config: RunConfig, *, resuming: bool) -> Network:
     else:
         loaded = weights.load(config.start)
         model, theirs = copy.deepcopy(loaded.model), loaded.card.config
+    if theirs != ours and isinstance(model, ArSSR) and can_grow(theirs, config.training.model):
+        torch.manual_seed(config.training.seed)
+        return grow(model, config.training.model)
     if theirs != ours:
         raise UsageError(
             f"{config.start} holds another network than the settings ask for "
