@@ -581,6 +581,7 @@ def test_the_header_says_what_made_it(
         "version": version,
         "weights": "tiny.safetensors",
         "consistency": None,
+        "orientations": 1,
         "target_zyx": {"scale": [2.5, 1, 1]},
         "box_zyx": [[3, 0, 2], [6, 4, 7]],
         "frame": None,

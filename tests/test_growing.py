@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import TINY, tiny_network
 
 from napari_arssr.models import ModelConfig, can_grow, grow
 from napari_arssr.models.encoders import RDN
-from tests.tiny import TINY, tiny_network
 
 LARGER = [
     replace(TINY, blocks=5),

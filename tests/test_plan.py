@@ -105,7 +105,8 @@ def test_the_copied_command_gives_the_same_whatever_the_order_of_axes(
 
 def test_every_setting_is_in_the_command(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:
     source = a_scan(tmp_path / "series.nii", frames=3)
-    settings = Settings(tiny, "cpu", "float32", 2**40, "minmax", ScannerModel("kspace", 1.5))
+    scanner = ScannerModel("kspace", 1.5)
+    settings = Settings(tiny, "cpu", "float32", 2**40, "minmax", scanner, orientations=3)
     plan = Plan(layer_volume(source), Target(scale=1.5), None, 2, settings)
     result = workshop.carry_out(plan, quiet, go_on)
     assert result.data.ndim == 3
@@ -113,8 +114,19 @@ def test_every_setting_is_in_the_command(tiny: Path, workshop: Workshop, tmp_pat
     assert cli.main([*words[1:], "--quiet"]) == 0
     written = layer_volume(Path(words[3]))
     np.testing.assert_allclose(np.asarray(written.data), result.data, rtol=0, atol=2e-3)
-    for word in ("--frame", "--device", "--precision", "--memory", "--normalize", "--consistency"):
-        assert word in words
+    said = {word.lstrip("-") for word in words if word.startswith("--")}
+    names = {"device", "precision", "memory", "normalize", "consistency", "orientations"}
+    assert said >= names | {"weights", "frame"}
+
+
+def test_every_orientation_is_work_and_takes_memory(tmp_path: Path) -> None:
+    plan = Plan(layer_volume(a_scan(tmp_path / "a.nii.gz")), Target(scale=2.5))
+    three = replace(plan, settings=Settings(orientations=3))
+    one, all_of_them = plan.work(8, encoded=False), three.work(8, encoded=False)
+    assert (3 * one.encode, 3 * one.decode) == (all_of_them.encode, all_of_them.decode)
+    assert three.bytes == plan.bytes
+    assert three.bytes_needed > plan.bytes_needed
+    assert not three.reuses(plan)
 
 
 def test_usual_settings_make_a_short_command(tmp_path: Path) -> None:
@@ -439,6 +451,19 @@ def test_the_live_view_gets_the_field_of_the_run(
         with lend() as busy:
             assert busy is None
     assert len(encoded) == before
+
+
+def test_the_live_view_is_of_one_orientation(
+    tiny: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    volume = layer_volume(a_scan(tmp_path / "a.nii"))
+    plan = Plan(volume, Target(scale=2.0), settings=Settings(weights=tiny))
+    single = workshop.carry_out(plan, quiet, go_on)
+    mean = replace(plan, settings=Settings(weights=tiny, orientations=3))
+    workshop.carry_out(mean, quiet, go_on)
+    with workshop.field(mean)() as field:
+        assert field is not None
+        np.testing.assert_allclose(field.sample(plan.grid).data, single.data, atol=1e-3)
 
 
 def test_results_read_back_as_layers_in_the_same_place(

@@ -437,6 +437,7 @@ def test_the_result_says_how_it_was_made(loaded: Loaded) -> None:
         "version": napari_arssr.__version__,
         "weights": "tiny.safetensors",
         "consistency": None,
+        "orientations": 1,
         "target_zyx": {"scale": [1, 2, 1.5]},
         "box_zyx": [[0, 1, 2], [4, 5, 6]],
         "normalization": [{"low": normal.low, "high": normal.high}],

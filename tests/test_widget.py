@@ -705,6 +705,23 @@ def test_stacks_in_micrometres_stay_in_micrometres(
     )
 
 
+def test_a_result_of_several_orientations_is_their_mean(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    show(viewer, a_volume())
+    run(qtbot, widget)
+    one = viewer.layers[-1]
+    widget.advanced.orientations.value = 3
+    run(qtbot, widget)
+    mean = viewer.layers[-1]
+    assert (one.data != mean.data).any()
+    assert one.metadata["upsampling"]["orientations"] == 1
+    assert mean.metadata["upsampling"]["orientations"] == 3
+    weights = widget.weights.value
+    expected = upsample(a_volume(), 2, weights=weights, orientations=3).data
+    np.testing.assert_allclose(mean.data, expected, rtol=0, atol=2e-3)
+
+
 def test_all_frames_or_the_one_that_is_shown(
     qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
 ) -> None:

@@ -1,4 +1,4 @@
-"""What few people set: axes, frames, intensities, memory."""
+"""What few people set: axes, frames, intensities, orientations, memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from qtpy.QtWidgets import QWidget
 
 from napari_arssr._output_choice import AxesChoice
 from napari_arssr._rows import Folding, Rows, choice
-from napari_arssr.choices import NORMALIZATIONS, SCANNER_KINDS, Normalization, ScannerKind
+from napari_arssr.choices import (
+    NORMALIZATIONS,
+    ORIENTATIONS,
+    SCANNER_KINDS,
+    Normalization,
+    ScannerKind,
+)
 from napari_arssr.degradation import ScannerModel
 
 __all__ = ["Advanced"]
@@ -48,6 +54,11 @@ class Advanced(QWidget):
             "input: sharper on clean scans, noisier on noisy ones",
             lambda: _plain(_NO_STEP, *SCANNER_KINDS),
         )
+        self.orientations: ComboBox = choice(
+            "The mean of that many results, each with the axes in another order or direction: as "
+            "many times the time, and nearer to the truth",
+            lambda: [(str(count), count) for count in ORIENTATIONS],
+        )
         self.memory = FloatSpinBox(
             min=0.0,
             max=_MOST_GIGABYTES,
@@ -65,13 +76,15 @@ class Advanced(QWidget):
         rows.add("Frames", self.frames.native)
         rows.add("Intensities", self.normalize.native)
         rows.add("Consistency", self.consistency.native)
+        rows.add("Orientations", self.orientations.native)
         rows.add("Memory", self.memory.native)
         self.folding = Folding("Advanced", rows)
         outer = Rows()
         outer.addWidget(self.folding, 0, 0, 1, 2)
         self.setLayout(outer)
         self.axes.changed.connect(self._on_change)
-        for widget in (self.frames, self.normalize, self.consistency, self.memory):
+        chosen = (self.frames, self.normalize, self.consistency, self.orientations, self.memory)
+        for widget in chosen:
             widget.changed.connect(self._on_change)
 
     @property
@@ -90,6 +103,11 @@ class Advanced(QWidget):
         """The scanner that a result is made consistent with, its width the input's voxel."""
         value = self.consistency.value
         return None if value == _NO_STEP else ScannerModel(cast("ScannerKind", value))
+
+    @property
+    def count(self) -> int:
+        """How many orientations a result is the mean of."""
+        return int(self.orientations.value)
 
     @property
     def memory_bytes(self) -> int | None:

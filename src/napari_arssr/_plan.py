@@ -28,7 +28,7 @@ from napari_arssr.volume import Box, Grid, Volume
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
 if TYPE_CHECKING:
-    from napari_arssr.field import NetworkField
+    from napari_arssr.upsampling import EncodedField
     from napari_arssr.weights import Loaded
 
 __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "same_as_file"]
@@ -80,7 +80,7 @@ class Plan:
     @property
     def bytes_needed(self) -> int:
         """Memory for the result and for a frame as the network sees it, features left out."""
-        return self.bytes + 8 * self.volume.grid.size
+        return self.bytes + 8 * self.settings.orientations * self.volume.grid.size
 
     @property
     def key(self) -> str:
@@ -94,7 +94,8 @@ class Plan:
             return Work(0, 0)
         shape = self.volume.grid.shape
         box = Box((0, 0, 0), shape) if self.box is None else self.box.grown(halo, shape)
-        return Work(0 if encoded else self.frames * box.size, self.frames * self.grid.size)
+        passes = self.frames * self.settings.orientations
+        return Work(0 if encoded else passes * box.size, passes * self.grid.size)
 
     def reuses(self, done: Plan | None) -> bool:
         """Whether the features that another plan has left are all that this one needs."""
@@ -187,6 +188,8 @@ class Plan:
         if settings.consistency is not None:
             scanner = settings.consistency
             words += ["--consistency", f"{scanner.kind}:{scanner.width:g}"]
+        if settings.orientations != usual.orientations:
+            words += ["--orientations", str(settings.orientations)]
         return in_command(words)
 
     def _output(self, source: Path) -> Path:
@@ -242,11 +245,10 @@ class Workshop:
             used: set[str] = {plan.key}
 
             @contextmanager
-            def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+            def lend(one: Volume, make: Callable[[], EncodedField]) -> Iterator[EncodedField]:
                 nonlocal passed
                 with self.fields.lend(_field_key(one, identity, settings), make) as lent:
-                    box = stored.box or one.grid.box
-                    passed += lent.features.cost([box.grown(1, one.grid.shape)])
+                    passed += lent.encoding_cost(stored.box or one.grid.box)
                     used.add(key_of(network.name, str(lent.device), lent.precision))
                     yield lent
 
@@ -263,6 +265,7 @@ class Workshop:
                 memory=settings.memory,
                 normalize=settings.normalize,
                 consistency=settings.consistency,
+                orientations=settings.orientations,
                 lend=lend,
                 progress=watch,
                 stop=stop,
@@ -278,27 +281,28 @@ class Workshop:
             result = replace(result, metadata=result.metadata | {"upsampling": record})
             return result.transposed(_order(stored.volume.grid, plan.volume.grid))
 
-    def field(self, plan: Plan) -> Callable[[], AbstractContextManager[NetworkField | None]]:
+    def field(self, plan: Plan) -> Callable[[], AbstractContextManager[EncodedField | None]]:
         """For the live view: lends the field of a plan's one frame, or None while it is busy.
 
+        It is of one orientation, whatever the plan's mean is of: a live picture is to be quick.
         What is given is called in a thread. It reads layer and weights once, and is to be asked for
         again when the layer's voxels change.
         """
         read: list[tuple[Volume, Hashable, Loaded]] = []
+        settings = replace(plan.settings, orientations=1)
 
         @contextmanager
-        def lent() -> Iterator[NetworkField | None]:
+        def lent() -> Iterator[EncodedField | None]:
             with plain_errors(plan.volume.name):
                 import_torch()
                 if not read:
-                    identity, loaded = self.fields.weights(plan.settings.weights)
+                    identity, loaded = self.fields.weights(settings.weights)
                     volume = plan.volume.frame(plan.frame or 0)
                     one = read_voxels(volume, unheard, never).in_storage_order()
-                    read.append((one, _field_key(one, identity, plan.settings), loaded))
+                    read.append((one, _field_key(one, identity, settings), loaded))
                 ((one, key, network),) = read
-                settings = plan.settings
 
-                def make() -> NetworkField:
+                def make() -> EncodedField:
                     return encode(
                         one,
                         network,
@@ -359,6 +363,7 @@ def _field_key(one: Volume, identity: Hashable, settings: Settings) -> Hashable:
         settings.memory,
         settings.consistency if settings.memory else None,
         settings.normalize,
+        settings.orientations,
     )
 
 

@@ -192,6 +192,7 @@ class UpsampleWidget(Dock):
             memory=self.advanced.memory_bytes,
             normalize=self.advanced.method,
             consistency=self.advanced.scanner,
+            orientations=self.advanced.count,
         )
 
     def _planned(self) -> Plan:

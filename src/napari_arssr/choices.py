@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 __all__ = [
     "NORMALIZATIONS",
+    "ORIENTATIONS",
     "PRECISIONS",
     "SCANNER_KINDS",
     "Normalization",
@@ -23,3 +24,6 @@ ScannerKind = Literal["gaussian", "slice-profile", "kspace", "cubic"]
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCANNER_KINDS: tuple[ScannerKind, ...] = get_args(ScannerKind)
+
+ORIENTATIONS = (1, 3, 6, 12)
+"""How many orientations a result may be the mean of: :mod:`napari_arssr.orientations`."""

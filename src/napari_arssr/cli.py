@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from napari_arssr import arguments
-from napari_arssr.choices import NORMALIZATIONS, PRECISIONS, SCANNER_KINDS
+from napari_arssr.choices import NORMALIZATIONS, ORIENTATIONS, PRECISIONS, SCANNER_KINDS
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation.cli import add_evaluate
 from napari_arssr.fitting.cli import add_fit
@@ -166,6 +166,7 @@ def _upsample(options: argparse.Namespace) -> int:
         options.memory,
         options.normalize,
         options.consistency,
+        options.orientations,
     )
     jobs = _jobs(options.inputs, options.output)
     if len(options.inputs) > 1 or options.inputs[0].is_dir():
@@ -456,6 +457,14 @@ def _add_upsample(commands: Any) -> None:
         help="correct the result by one step of back-projection, so that a scanner measuring it "
         "would see more nearly the input: gaussian, slice-profile, kspace or cubic, and its width "
         "in input voxels (default: 1); sharper on clean scans, noisier on noisy ones",
+    )
+    command.add_argument(
+        "--orientations",
+        type=int,
+        default=1,
+        choices=ORIENTATIONS,
+        help="the mean of that many results, each with the axes in another order or direction: as "
+        "many times the time, and nearer to the truth (default: 1)",
     )
     command.add_argument(
         "--dtype", help="number type of the result: float32 (default), int16, …, or same"

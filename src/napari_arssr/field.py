@@ -2,7 +2,8 @@
 
 A :class:`Field` is sampled on a :class:`~napari_arssr.volume.Grid`: the whole volume at
 another voxel size, a box of it, a rotated plane. What the values are made of is the
-subclass's matter: a network (:class:`NetworkField`) or interpolation (:class:`CubicField`).
+subclass's matter: a network (:class:`NetworkField`), the mean of several
+(:class:`MeanField`) or interpolation (:class:`CubicField`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +34,9 @@ from napari_arssr.models.lattice import Matrices, interpolate_scalars
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import Request
 from napari_arssr.volume import Box, Grid, Volume
-from napari_arssr.watching import Report, Stop, never
+from napari_arssr.watching import Report, Stop, never, part_of
 
-__all__ = ["CubicField", "Field", "NetworkField"]
+__all__ = ["CubicField", "Field", "MeanField", "NetworkField"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -53,20 +54,16 @@ class Field(ABC):
 
     Parameters
     ----------
-    volume : Volume
-        3D. Non-finite voxels count as the darkest value, and the result is NaN in the
-        cells they cover.
+    grid : Grid
+        Of the volume.
+    name : str
     normalizer : Normalizer
     """
 
-    def __init__(self, volume: Volume, normalizer: Normalizer) -> None:
-        if volume.data.ndim != 3:
-            raise ValueError("A field is made from one 3D volume: take a frame of it.")
-        self.grid = volume.grid
-        self.name = volume.name
+    def __init__(self, grid: Grid, name: str, normalizer: Normalizer) -> None:
+        self.grid = grid
+        self.name = name
         self.normalizer = normalizer
-        finite = np.isfinite(volume.data) if volume.data.dtype.kind == "f" else None
-        self._finite = None if finite is None or finite.all() else finite
 
     def sample(
         self,
@@ -127,6 +124,31 @@ class Field(ABC):
             grid, lambda box: np.empty(box.shape, dtype=np.float32), progress, stop
         ):
             yield slab
+
+    @abstractmethod
+    def _run(
+        self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
+    ) -> Iterator[tuple[Box, FloatArray]]:
+        """Slabs of ``grid`` and their values, written into what ``allocate`` gives for each."""
+
+
+class _ChunkedField(Field):
+    """A field that is worked out chunk by chunk.
+
+    Parameters
+    ----------
+    volume : Volume
+        3D. Non-finite voxels count as the darkest value, and the result is NaN in the
+        cells they cover.
+    normalizer : Normalizer
+    """
+
+    def __init__(self, volume: Volume, normalizer: Normalizer) -> None:
+        if volume.data.ndim != 3:
+            raise ValueError("A field is made from one 3D volume: take a frame of it.")
+        super().__init__(volume.grid, volume.name, normalizer)
+        finite = np.isfinite(volume.data) if volume.data.dtype.kind == "f" else None
+        self._finite = None if finite is None or finite.all() else finite
 
     def _run(
         self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
@@ -208,7 +230,7 @@ class _CubicBase:
         return torch.from_numpy(values).to(self._device)
 
 
-class CubicField(Field):
+class CubicField(_ChunkedField):
     """Cubic B-spline interpolation on aligned grids: the baseline.
 
     Parameters
@@ -230,7 +252,7 @@ class CubicField(Field):
         return values.numpy().transpose(request.to_asked_order)
 
 
-class NetworkField(Field):
+class NetworkField(_ChunkedField):
     """A volume under an ArSSR network.
 
     Parameters
@@ -246,6 +268,8 @@ class NetworkField(Field):
         Precision of the network. Interpolation of intensities is float32 always.
     memory : int
         Bytes for features and work, volume and result not counted.
+    sharing : int
+        How many fields there are to keep features in that memory, one at work at a time.
     tile, points : int, optional
         Side of a feature tile in voxels; points decoded at once. They change speed, never
         values.
@@ -260,6 +284,7 @@ class NetworkField(Field):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         memory: int = 4 << 30,
+        sharing: int = 1,
         tile: int = _TILE,
         points: int | None = None,
     ) -> None:
@@ -276,7 +301,7 @@ class NetworkField(Field):
             self._model,
             normal,
             self.device,
-            cache_bytes=memory // 2,
+            cache_bytes=memory // 2 // sharing,
             work_bytes=memory // 2,
             tile=tile,
         )
@@ -288,12 +313,22 @@ class NetworkField(Field):
 
     @staticmethod
     def least_memory(
-        model: ArSSR, shape: tuple[int, int, int], dtype: torch.dtype, tile: int = _TILE
+        model: ArSSR,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        tile: int = _TILE,
+        sharing: int = 1,
     ) -> int:
         """The smallest ``memory``, in bytes, that sampling a volume of ``shape`` works with."""
         side = tile + 2 * model.halo
         voxels = math.prod(min(side, n) for n in shape)
-        return 2 * voxels * model.encoder.peak_channels * dtype.itemsize
+        # A half is for work, which takes several times the memory of the features that come of
+        # it: three fields can keep theirs in the other half.
+        return 2 * max(1, sharing // 3) * voxels * model.encoder.peak_channels * dtype.itemsize
+
+    def encoding_cost(self, box: Box) -> int:
+        """LR voxels that are still to be encoded before a box of the volume can be sampled."""
+        return self.features.cost([box.grown(1, self.grid.shape)])
 
     @property
     def precision(self) -> str:
@@ -443,6 +478,46 @@ class NetworkField(Field):
             return on_device, self._term(request, coordinates, axis)
 
         return make
+
+
+class MeanField(Field):
+    """The mean of fields of one volume, each encoded with its axes in another order.
+
+    A network that was not built to treat axes and directions alike errs differently in each,
+    and the mean errs less than one (the self-ensemble of Lim et al., "Enhanced Deep Residual
+    Networks for Single Image Super-Resolution", CVPR Workshops 2017).
+
+    Parameters
+    ----------
+    fields : sequence of NetworkField
+        Of :func:`napari_arssr.orientations.oriented` volumes, the volume itself first.
+    """
+
+    def __init__(self, fields: Sequence[NetworkField]) -> None:
+        first = fields[0]
+        super().__init__(first.grid, first.name, first.normalizer)
+        self.fields = tuple(fields)
+        self.device = first.device
+        self.precision = first.precision
+
+    def encoding_cost(self, box: Box) -> int:
+        """LR voxels that are still to be encoded before a box of the volume can be sampled."""
+        requests = ((field, Request.of(self.grid, field.grid)) for field in self.fields)
+        return sum(field.encoding_cost(request.support(box)) for field, request in requests)
+
+    def _run(
+        self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
+    ) -> Iterator[tuple[Box, FloatArray]]:
+        done, total = 0, grid.size * len(self.fields)
+        for box in grid.box.blocks(_slab_shape(grid.shape)):
+            slab, part = allocate(box), grid.crop(box)
+            slab[...] = 0
+            for field in self.fields:
+                report = part_of(progress, done / total, box.size / total)
+                slab += field.sample(part, progress=report, stop=stop).data
+                done += box.size
+            slab /= len(self.fields)
+            yield box, slab
 
 
 def _chunk_shape(shape: tuple[int, int, int], points: int) -> tuple[int, int, int]:

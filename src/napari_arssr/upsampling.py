@@ -25,24 +25,27 @@ from napari_arssr.choices import Normalization
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.normalization import Normalizer
+from napari_arssr.orientations import check_count, oriented
 from napari_arssr.volume import Box, Grid, Volume, as_triple
-from napari_arssr.watching import Report, Stop, never, unheard
+from napari_arssr.watching import Report, Stop, never, part_of, unheard
 
 if TYPE_CHECKING:
     import torch
 
     from napari_arssr.consistency import Consistency
-    from napari_arssr.field import NetworkField
+    from napari_arssr.field import MeanField, NetworkField
     from napari_arssr.weights import Loaded
+
+    EncodedField = NetworkField | MeanField
 
 __all__ = ["Settings", "Target", "encode", "upsample", "upsample_file"]
 
-Lend = Callable[[Volume, Callable[[], "NetworkField"]], AbstractContextManager["NetworkField"]]
+Lend = Callable[[Volume, Callable[[], "EncodedField"]], AbstractContextManager["EncodedField"]]
 Scales = float | Sequence[float]
 
 
 @contextmanager
-def _afresh(_frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+def _afresh(_frame: Volume, make: Callable[[], EncodedField]) -> Iterator[EncodedField]:
     yield make()
 
 
@@ -114,6 +117,10 @@ class Settings:
     memory: int | None = None
     normalize: Normalization | None = None
     consistency: ScannerModel | None = None
+    orientations: int = 1
+
+    def __post_init__(self) -> None:
+        check_count(self.orientations)
 
 
 def encode(
@@ -124,7 +131,8 @@ def encode(
     precision: str = "auto",
     memory: int | None = None,
     normalize: Normalization | Normalizer | None = None,
-) -> NetworkField:
+    orientations: int = 1,
+) -> EncodedField:
     """A volume as a continuous function, to be sampled anywhere: ``field.sample(grid)``.
 
     Nothing is computed yet: features are encoded where samples are asked for, and kept.
@@ -145,10 +153,13 @@ def encode(
         on a GPU four fifths of what is free there.
     normalize : {"percentile", "minmax", "none"} or Normalizer, optional
         How intensities are brought to [0, 1]; by default as the weights were trained.
+    orientations : {1, 3, 6, 12}
+        The mean of that many results, each with the axes in another order or direction
+        (:mod:`napari_arssr.orientations`): as many times the time, and nearer to the truth.
 
     Returns
     -------
-    NetworkField
+    NetworkField or MeanField
 
     References
     ----------
@@ -167,7 +178,13 @@ def encode(
     _check_real(volume)
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
     return _encode(
-        volume, loaded, device=device, precision=precision, memory=memory, normalize=normalize
+        volume,
+        loaded,
+        device=device,
+        precision=precision,
+        memory=memory,
+        normalize=normalize,
+        orientations=orientations,
     )
 
 
@@ -179,21 +196,35 @@ def _encode(
     precision: str,
     memory: int | None,
     normalize: Normalization | Normalizer | None,
+    orientations: int,
     held: int = 0,
-) -> NetworkField:
+) -> EncodedField:
     """A volume's field from weights at hand, beside work that will come to hold ``held`` bytes."""
     from napari_arssr.devices import choose_device, choose_precision
-    from napari_arssr.field import NetworkField
+    from napari_arssr.field import MeanField, NetworkField
 
+    volumes = oriented(volume, orientations)
     there = choose_device(device)
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
     normalizer = _fit(volume, normalize, loaded)
-    least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype)
-    # Still to come on the CPU: the volume in network units and its spline coefficients, a slab
-    # of the result, a chunk's activations, and what is done beside it.
-    extra = 8 * volume.grid.size + _WORKSPACE + held
+    least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype, sharing=orientations)
+    # Still to come on the CPU: each orientation's volume in network units and its spline
+    # coefficients, a slab of the result, a chunk's activations, and what is done beside it.
+    extra = 8 * orientations * volume.grid.size + _WORKSPACE + held
     budget = _budget(there, memory, extra, least, volume.name)
-    return NetworkField(volume, loaded.model, normalizer, device=there, dtype=dtype, memory=budget)
+    fields = [
+        NetworkField(
+            one,
+            loaded.model,
+            normalizer,
+            device=there,
+            dtype=dtype,
+            memory=budget,
+            sharing=orientations,
+        )
+        for one in volumes
+    ]
+    return fields[0] if orientations == 1 else MeanField(fields)
 
 
 def upsample(
@@ -210,6 +241,7 @@ def upsample(
     memory: int | None = None,
     normalize: Normalization | None = None,
     consistency: ScannerModel | None = None,
+    orientations: int = 1,
     lend: Lend = _afresh,
     progress: Report = unheard,
     stop: Stop = never,
@@ -224,7 +256,7 @@ def upsample(
         How fine, one of the four; three numbers are (z, y, x). See :class:`Target`.
     box : Box, optional
         Only this part, in voxels of the input; equal to the same part of the whole result.
-    weights, device, precision, memory, normalize
+    weights, device, precision, memory, normalize, orientations
         See :func:`encode`.
     consistency : ScannerModel, optional
         Correct the result by one step of back-projection, so that this scanner, measuring it,
@@ -256,7 +288,7 @@ def upsample(
     target = Target(scale, spacing, shape, isotropic)
     loaded = weights if isinstance(weights, registry.Loaded) else None
     name = weights.name if isinstance(weights, registry.Loaded) else weights
-    settings = Settings(name, device, precision, memory, normalize, consistency)
+    settings = Settings(name, device, precision, memory, normalize, consistency, orientations)
     _check_real(volume)
     grid = output_grid(volume, target, box)
     _check_result_fits(grid.size * volume.frames * 4, volume.name, grid)
@@ -265,14 +297,14 @@ def upsample(
     used: list[Normalizer] = []
 
     @contextmanager
-    def noted(frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+    def noted(frame: Volume, make: Callable[[], EncodedField]) -> Iterator[EncodedField]:
         with lend(frame, make) as field:
             used.append(field.normalizer)
             yield field
 
     for number in range(volume.frames):
         done = 0
-        part = _part_of(progress, number, volume.frames)
+        part = part_of(progress, number / volume.frames, 1 / volume.frames)
         # A field that is lent has its intensities' range already.
         for slab in job.slabs(number, normalize, noted, part, stop):
             data[number, done : done + len(slab)] = slab
@@ -353,7 +385,7 @@ def upsample_file(
         origin=origin,
     ) as out:
         for number in range(volume.frames):
-            part = _part_of(progress, number, volume.frames)
+            part = part_of(progress, number / volume.frames, 1 / volume.frames)
             normalizer = normalizers[number] if normalizers else None
             for slab in job.slabs(number, normalizer, _afresh, part, stop):
                 out.write(slab)
@@ -470,6 +502,7 @@ class _Job:
             precision=settings.precision,
             memory=settings.memory,
             normalize=normalize,
+            orientations=settings.orientations,
             held=0 if step is None else step.held_bytes,
         )
         with lend(frame, make) as field:
@@ -502,7 +535,7 @@ def _consistency(
 
 
 def _slabs(
-    field: NetworkField, grid: Grid, step: Consistency | None, progress: Report, stop: Stop
+    field: EncodedField, grid: Grid, step: Consistency | None, progress: Report, stop: Stop
 ) -> Iterator[npt.NDArray[np.float32]]:
     """The field on ``grid``, corrected where that is asked for."""
     if step is None:
@@ -521,13 +554,6 @@ def _fit(
         raise type(error)(f"{volume.name}: {error}") from None
 
 
-def _part_of(progress: Report, number: int, total: int) -> Report:
-    def report(share: float, stage: str) -> None:
-        progress((number + share) / total, stage)
-
-    return report
-
-
 def _settings_record(settings: Settings, target: Target, box: Box | None) -> dict[str, Any]:
     import napari_arssr
 
@@ -540,6 +566,7 @@ def _settings_record(settings: Settings, target: Target, box: Box | None) -> dic
         "version": napari_arssr.__version__,
         "weights": Path(settings.weights).name,
         "consistency": None if settings.consistency is None else asdict(settings.consistency),
+        "orientations": settings.orientations,
         "target_zyx": wanted,
         "box_zyx": None if box is None else [list(box.start), list(box.stop)],
     }

@@ -24,7 +24,7 @@ __all__ = ["add_evaluate"]
 _METRICS = "psnr,ssim,lpips,psi,lpc-si,consistency,dice"
 
 _EPILOG = """\
-methods ([NAME=]SOURCE[+consistency]):
+methods ([NAME=]SOURCE[+orientations:N][+consistency]):
   cubic                     cubic B-spline interpolation
   back-projection[:STEPS]   the classical rival, told the scanner model
   default, arssr-rdn, FILE  weights of an ArSSR network, any scale

@@ -1,6 +1,7 @@
 """What brings an LR volume back: interpolation, networks for any scale, networks for one each.
 
-A method is named on the command line as ``[NAME=]SOURCE[+consistency]``, with SOURCE one of
+A method is named on the command line as ``[NAME=]SOURCE[+orientations:N][+consistency]``, with
+SOURCE one of
 
 - ``cubic``, ``back-projection`` (ten steps; ``back-projection:20`` for another number),
 - weights of an ArSSR network: a registered name or a file,
@@ -8,6 +9,7 @@ A method is named on the command line as ``[NAME=]SOURCE[+consistency]``, with S
 - a folder of results that another program made: ``FOLDER/x2/sub-01.nii.gz`` for scale 2,
   ``x1x1x4`` for 1,1,4 along i, j, k.
 
+``+orientations:N`` makes it the mean of an ArSSR network's results in 3, 6 or 12 orientations,
 ``+consistency`` adds one step of back-projection to a network's result.
 """
 
@@ -28,6 +30,7 @@ from napari_arssr import io
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.files import sha256_of
+from napari_arssr.orientations import check_count
 from napari_arssr.volume import Box, Grid, Triple, Volume
 from napari_arssr.watching import Stop, never
 
@@ -155,16 +158,30 @@ def parse(text: str) -> Method:
     name, source = (given, source) if equals else ("", text)
     if equals and not name:
         raise UsageError(f"{text!r}: a method needs a name before '='.")
-    plain, plus, option = source.rpartition("+")
-    consistent = bool(plus) and option == "consistency"
-    if consistent:
-        source = plain
+    source, consistent = _option_of(source, "consistency")
+    source, turned = _option_of(source, "orientations")
     method = _parse_source(source, name)
-    if not consistent:
+    if turned is not None:
+        if not isinstance(method, _Network):
+            raise UsageError(f"{text!r}: only ArSSR networks take +orientations.")
+        if not turned.isdecimal():
+            raise UsageError(f"{text!r}: say of how many, such as +orientations:3.")
+        check_count(int(turned))
+        called = name or f"{method.name}+orientations:{turned}"
+        method = replace(method, name=called, orientations=int(turned))
+    if consistent is None:
         return method
     if not isinstance(method, _Network | _Baseline):
         raise UsageError(f"{text!r}: only networks take +consistency.")
     return _Consistent(method, name or f"{method.name}+consistency")
+
+
+def _option_of(source: str, word: str) -> tuple[str, str | None]:
+    """A source without ``+word`` or ``+word:VALUE`` at its end, and the value; None without it."""
+    plain, plus, option = source.rpartition("+")
+    found, _, value = option.partition(":")
+    # A file's name may have a plus in it.
+    return (plain, value) if plus and found == word else (source, None)
 
 
 def _parse_source(source: str, name: str) -> Method:
@@ -246,7 +263,12 @@ class _Network:
     name: str
     source: str
     path: Path
-    recipe = "network"
+    orientations: int = 1
+
+    @property
+    def recipe(self) -> str:
+        # As in rows that were written before there were orientations.
+        return "network" + (f"+orientations:{self.orientations}" if self.orientations > 1 else "")
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -284,6 +306,7 @@ class _Network:
             device=machine.device,
             precision=machine.precision,
             memory=machine.memory,
+            orientations=self.orientations,
             stop=stop,
         )
         record = result.metadata.get("upsampling", {})
