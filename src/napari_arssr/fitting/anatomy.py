@@ -33,7 +33,7 @@ def as_network_sees(
     grid: Grid,
     weights: str | Loaded = "default",
     *,
-    scales: Sequence[float] = PASSES[0],
+    scales: Sequence[float],
     device: str = "auto",
     stop: Stop = never,
     advance: Advance = unheard,
