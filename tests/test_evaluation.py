@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from tiny import save_tiny
 
 from napari_arssr import io
 from napari_arssr.cli import _parser, main
@@ -477,13 +478,12 @@ def test_an_arssr_network_runs_under_any_name_and_with_consistency(folder, tmp_p
 def test_an_arssr_network_is_scored_as_the_mean_of_its_orientations(folder, tmp_path):
     from napari_arssr import upsample
 
-    path = tmp_path / "tiny.safetensors"
-    torch.manual_seed(0)
-    save(path, ArSSR(TINY), Card(TINY, name="tiny"), torch.float32)
+    path = save_tiny(tmp_path / "tiny.safetensors")
     words = ["", "+orientations:3", "+orientations:3+consistency"]
     plain, mean, both = (parse(f"{path}{word}") for word in words)
     assert [m.name for m in (plain, mean, both)] == [f"tiny{word}" for word in words]
     assert parse(f"three={path}+orientations:3").name == "three"
+    assert parse(f"{path}+consistency+orientations:3").recipe == both.recipe
     assert len({m.recipe for m in (plain, mean, both)}) == 3
     case = make_case(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
     for method, options in (
@@ -495,6 +495,8 @@ def test_an_arssr_network_is_scored_as_the_mean_of_its_orientations(folder, tmp_
             case.low, shape=case.grid.shape, weights=path, orientations=3, **options
         )
         np.testing.assert_allclose(result.data, expected.data, atol=0.05)
+        single = upsample(case.low, shape=case.grid.shape, weights=path, **options)
+        assert np.abs(result.data - single.data).max() > 1
 
 
 def test_weights_run_with_the_normalisation_of_their_training(folder, tmp_path):
@@ -519,6 +521,7 @@ def test_weights_run_with_the_normalisation_of_their_training(folder, tmp_path):
         ("=cubic", "needs a name"),
         ("cubic+consistency", r"only networks take \+consistency"),
         ("cubic+orientations:3", r"only ArSSR networks take \+orientations"),
+        ("default+consistency:gaussian", r"\+consistency goes by --scanner"),
         ("default+orientations", r"say of how many, such as \+orientations:3"),
         ("default+orientations:4", "mean of 1, 3, 6, 12 orientations, not of 4"),
         ("back-projection:x", "no weights"),

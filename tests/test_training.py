@@ -802,8 +802,12 @@ def test_published_weights_can_be_fine_tuned(tmp_path: Path, run: RunConfig) -> 
 def test_weights_of_another_network_are_refused(tmp_path: Path, run: RunConfig) -> None:
     path = train(run, tmp_path / "first")
     other = replace(but(run, model=replace(TINY, growth=3)), start=str(path))
-    with pytest.raises(UsageError, match=r"trained\.safetensors .*growth is 4 and not 3"):
+    with pytest.raises(UsageError, match=r"trained\.safetensors .*\(growth is 4 and not 3\)"):
         train(other, tmp_path / "second")
+    # What could grow is not what is in the way.
+    wider = replace(TINY, blocks=TINY.blocks + 1, features=TINY.features + 1)
+    with pytest.raises(UsageError, match=r"\(features is \d+ and not \d+\)"):
+        train(replace(but(run, model=wider), start=str(path)), tmp_path / "third")
 
 
 def test_a_larger_network_goes_on_from_a_smaller_one(tmp_path: Path, run: RunConfig) -> None:

@@ -174,8 +174,21 @@ def test_a_file_that_names_weights_to_start_from_takes_their_network(tmp_path: P
     path.write_text("preset: paper\nstart: default\ntraining: {protocol: scanner}\n")
     bundled = weights.load("default").card.config
     assert read_config(path).training.model == bundled != preset("paper").training.model
-    path.write_text("start: default\ntraining: {model: {growth: 7}}\n")
-    assert read_config(path).training.model.growth == 7
+    # What a file says of the network holds, and the rest is as it is in the weights.
+    path.write_text(
+        "preset: paper\nstart: default\ntraining: {protocol: scanner, model: {growth: 70}}\n"
+    )
+    assert read_config(path).training.model == replace(bundled, growth=70)
+    path.write_text("training: {model: {growth: 70}}\n")
+    assert read_config(path, start="default").training.model == replace(bundled, growth=70)
+    assert read_config(path, start="default").start == "default"
+
+
+def test_a_file_that_says_all_of_a_network_needs_no_weights_to_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    config = replace(RunConfig(), start=str(tmp_path / "gone.safetensors"))
+    write_config(path, config)
+    assert read_config(path) == config
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from napari_arssr import weights as registry
 
 if TYPE_CHECKING:
-    from napari_arssr.upsampling import EncodedField
+    from napari_arssr.field import NetworkField
 
 __all__ = ["Fields"]
 
-Make = Callable[[], "EncodedField"]
+Make = Callable[[], "NetworkField"]
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class _Kept:
     """A field, or the place for one, that serves one request at a time."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    field: EncodedField | None = None
+    field: NetworkField | None = None
 
 
 class Fields:
@@ -49,7 +49,7 @@ class Fields:
         self._loading = threading.Lock()
 
     @contextmanager
-    def lend(self, key: Hashable, make: Make) -> Iterator[EncodedField]:
+    def lend(self, key: Hashable, make: Make) -> Iterator[NetworkField]:
         """The field of a key, for as long as the context lasts; waits while another has it.
 
         Parameters
@@ -63,7 +63,7 @@ class Fields:
             yield self._made(key, kept, make)
 
     @contextmanager
-    def lend_if_free(self, key: Hashable, make: Make) -> Iterator[EncodedField | None]:
+    def lend_if_free(self, key: Hashable, make: Make) -> Iterator[NetworkField | None]:
         """The same, but None instead of waiting."""
         kept = self._place(key)
         if not kept.lock.acquire(blocking=False):
@@ -115,7 +115,7 @@ class Fields:
             _free_device_memory()
         return kept
 
-    def _made(self, key: Hashable, kept: _Kept, make: Make) -> EncodedField:
+    def _made(self, key: Hashable, kept: _Kept, make: Make) -> NetworkField:
         if kept.field is None:
             try:
                 kept.field = make()

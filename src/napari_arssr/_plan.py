@@ -28,7 +28,7 @@ from napari_arssr.volume import Box, Grid, Volume
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
 if TYPE_CHECKING:
-    from napari_arssr.upsampling import EncodedField
+    from napari_arssr.field import NetworkField
     from napari_arssr.weights import Loaded
 
 __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "same_as_file"]
@@ -80,7 +80,7 @@ class Plan:
     @property
     def bytes_needed(self) -> int:
         """Memory for the result and for a frame as the network sees it, features left out."""
-        return self.bytes + 8 * self.settings.orientations * self.volume.grid.size
+        return self.bytes + 8 * self.volume.grid.size
 
     @property
     def key(self) -> str:
@@ -245,7 +245,7 @@ class Workshop:
             used: set[str] = {plan.key}
 
             @contextmanager
-            def lend(one: Volume, make: Callable[[], EncodedField]) -> Iterator[EncodedField]:
+            def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
                 nonlocal passed
                 with self.fields.lend(_field_key(one, identity, settings), make) as lent:
                     passed += lent.encoding_cost(stored.box or one.grid.box)
@@ -281,18 +281,18 @@ class Workshop:
             result = replace(result, metadata=result.metadata | {"upsampling": record})
             return result.transposed(_order(stored.volume.grid, plan.volume.grid))
 
-    def field(self, plan: Plan) -> Callable[[], AbstractContextManager[EncodedField | None]]:
+    def field(self, plan: Plan) -> Callable[[], AbstractContextManager[NetworkField | None]]:
         """For the live view: lends the field of a plan's one frame, or None while it is busy.
 
-        It is of one orientation, whatever the plan's mean is of: a live picture is to be quick.
+        It is seen in one orientation, whatever the plan's mean is of: live pictures are quick.
         What is given is called in a thread. It reads layer and weights once, and is to be asked for
         again when the layer's voxels change.
         """
         read: list[tuple[Volume, Hashable, Loaded]] = []
-        settings = replace(plan.settings, orientations=1)
+        settings = plan.settings
 
         @contextmanager
-        def lent() -> Iterator[EncodedField | None]:
+        def lent() -> Iterator[NetworkField | None]:
             with plain_errors(plan.volume.name):
                 import_torch()
                 if not read:
@@ -302,7 +302,7 @@ class Workshop:
                     read.append((one, _field_key(one, identity, settings), loaded))
                 ((one, key, network),) = read
 
-                def make() -> EncodedField:
+                def make() -> NetworkField:
                     return encode(
                         one,
                         network,
@@ -310,10 +310,11 @@ class Workshop:
                         precision=settings.precision,
                         memory=settings.memory,
                         normalize=settings.normalize,
+                        orientations=settings.orientations,
                     )
 
                 with self.fields.lend_if_free(key, make) as found:
-                    yield found
+                    yield found and found.in_one_orientation()
 
         return lent
 

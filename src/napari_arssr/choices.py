@@ -26,4 +26,4 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCANNER_KINDS: tuple[ScannerKind, ...] = get_args(ScannerKind)
 
 ORIENTATIONS = (1, 3, 6, 12)
-"""How many orientations a result may be the mean of: :mod:`napari_arssr.orientations`."""
+"""How many orientations a result may be the mean of: :mod:`napari_arssr.models.orientation`."""

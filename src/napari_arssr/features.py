@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from napari_arssr.devices import float32_means_float32, is_out_of_memory
 from napari_arssr.errors import Cancelled, OutOfMemory
-from napari_arssr.models import ArSSR
+from napari_arssr.models import OrientedArSSR
 from napari_arssr.volume import Box, as_shape
 from napari_arssr.watching import Advance, Stop
 
@@ -34,7 +34,7 @@ class FeatureMap:
 
     Parameters
     ----------
-    model : ArSSR
+    model : OrientedArSSR
         On ``device``, in the precision it is to run in, evaluation mode.
     volume : (z, y, x) float32 array
         In network units, finite.
@@ -49,7 +49,7 @@ class FeatureMap:
 
     def __init__(
         self,
-        model: ArSSR,
+        model: OrientedArSSR,
         volume: npt.NDArray[np.float32],
         device: torch.device,
         *,

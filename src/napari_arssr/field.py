@@ -2,8 +2,7 @@
 
 A :class:`Field` is sampled on a :class:`~napari_arssr.volume.Grid`: the whole volume at
 another voxel size, a box of it, a rotated plane. What the values are made of is the
-subclass's matter: a network (:class:`NetworkField`), the mean of several
-(:class:`MeanField`) or interpolation (:class:`CubicField`).
+subclass's matter: a network (:class:`NetworkField`) or interpolation (:class:`CubicField`).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +27,15 @@ from napari_arssr.interpolation import (
     spline_support,
     spline_weights,
 )
-from napari_arssr.models import ArSSR
+from napari_arssr.models import ORIENTATIONS, ArSSR, OrientedArSSR
 from napari_arssr.models.decoders import ResidualDecoder
 from napari_arssr.models.lattice import Matrices, interpolate_scalars
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import Request
 from napari_arssr.volume import Box, Grid, Volume
-from napari_arssr.watching import Report, Stop, never, part_of
+from napari_arssr.watching import Report, Stop, never
 
-__all__ = ["CubicField", "Field", "MeanField", "NetworkField"]
+__all__ = ["CubicField", "Field", "NetworkField"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -54,16 +53,20 @@ class Field(ABC):
 
     Parameters
     ----------
-    grid : Grid
-        Of the volume.
-    name : str
+    volume : Volume
+        3D. Non-finite voxels count as the darkest value, and the result is NaN in the
+        cells they cover.
     normalizer : Normalizer
     """
 
-    def __init__(self, grid: Grid, name: str, normalizer: Normalizer) -> None:
-        self.grid = grid
-        self.name = name
+    def __init__(self, volume: Volume, normalizer: Normalizer) -> None:
+        if volume.data.ndim != 3:
+            raise ValueError("A field is made from one 3D volume: take a frame of it.")
+        self.grid = volume.grid
+        self.name = volume.name
         self.normalizer = normalizer
+        finite = np.isfinite(volume.data) if volume.data.dtype.kind == "f" else None
+        self._finite = None if finite is None or finite.all() else finite
 
     def sample(
         self,
@@ -124,31 +127,6 @@ class Field(ABC):
             grid, lambda box: np.empty(box.shape, dtype=np.float32), progress, stop
         ):
             yield slab
-
-    @abstractmethod
-    def _run(
-        self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
-    ) -> Iterator[tuple[Box, FloatArray]]:
-        """Slabs of ``grid`` and their values, written into what ``allocate`` gives for each."""
-
-
-class _ChunkedField(Field):
-    """A field that is worked out chunk by chunk.
-
-    Parameters
-    ----------
-    volume : Volume
-        3D. Non-finite voxels count as the darkest value, and the result is NaN in the
-        cells they cover.
-    normalizer : Normalizer
-    """
-
-    def __init__(self, volume: Volume, normalizer: Normalizer) -> None:
-        if volume.data.ndim != 3:
-            raise ValueError("A field is made from one 3D volume: take a frame of it.")
-        super().__init__(volume.grid, volume.name, normalizer)
-        finite = np.isfinite(volume.data) if volume.data.dtype.kind == "f" else None
-        self._finite = None if finite is None or finite.all() else finite
 
     def _run(
         self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
@@ -230,7 +208,7 @@ class _CubicBase:
         return torch.from_numpy(values).to(self._device)
 
 
-class CubicField(_ChunkedField):
+class CubicField(Field):
     """Cubic B-spline interpolation on aligned grids: the baseline.
 
     Parameters
@@ -252,7 +230,7 @@ class CubicField(_ChunkedField):
         return values.numpy().transpose(request.to_asked_order)
 
 
-class NetworkField(_ChunkedField):
+class NetworkField(Field):
     """A volume under an ArSSR network.
 
     Parameters
@@ -268,8 +246,9 @@ class NetworkField(_ChunkedField):
         Precision of the network. Interpolation of intensities is float32 always.
     memory : int
         Bytes for features and work, volume and result not counted.
-    sharing : int
-        How many fields there are to keep features in that memory, one at work at a time.
+    orientations : int
+        The field is the mean of what the network makes of the volume in the first so many of
+        :data:`napari_arssr.models.ORIENTATIONS`.
     tile, points : int, optional
         Side of a feature tile in voxels; points decoded at once. They change speed, never
         values.
@@ -284,7 +263,7 @@ class NetworkField(_ChunkedField):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         memory: int = 4 << 30,
-        sharing: int = 1,
+        orientations: int = 1,
         tile: int = _TILE,
         points: int | None = None,
     ) -> None:
@@ -297,17 +276,21 @@ class NetworkField(_ChunkedField):
         self._dtype = dtype
         normal = normalizer.normalize(volume.data)
         # Features are kept for the next request; a pass of the encoder needs the rest.
-        self.features = FeatureMap(
-            self._model,
-            normal,
-            self.device,
-            cache_bytes=memory // 2 // sharing,
-            work_bytes=memory // 2,
-            tile=tile,
-        )
+        self._maps = [
+            FeatureMap(
+                OrientedArSSR(self._model, orientation),
+                normal,
+                self.device,
+                cache_bytes=memory // 2 // orientations,
+                work_bytes=memory // 2,
+                tile=tile,
+            )
+            for orientation in ORIENTATIONS[:orientations]
+        ]
         self._base = _CubicBase(normal, self.device) if model.decoder.residual else None
         self._voxel_cost = float(sum(p.numel() for p in model.encoder.parameters()))
-        self._point_cost = float(sum(p.numel() for p in model.decoder.parameters()))
+        of_decoder = sum(p.numel() for p in model.decoder.parameters())
+        self._point_cost = float(of_decoder * orientations)
         # A network would make something of nothing: a constant volume stays what it is.
         self._constant = float(normal.min()) if normal.min() == normal.max() else None
 
@@ -316,19 +299,36 @@ class NetworkField(_ChunkedField):
         model: ArSSR,
         shape: tuple[int, int, int],
         dtype: torch.dtype,
+        *,
+        orientations: int = 1,
         tile: int = _TILE,
-        sharing: int = 1,
     ) -> int:
         """The smallest ``memory``, in bytes, that sampling a volume of ``shape`` works with."""
         side = tile + 2 * model.halo
         voxels = math.prod(min(side, n) for n in shape)
-        # A half is for work, which takes several times the memory of the features that come of
-        # it: three fields can keep theirs in the other half.
-        return 2 * max(1, sharing // 3) * voxels * model.encoder.peak_channels * dtype.itemsize
+        work = voxels * model.encoder.peak_channels * dtype.itemsize
+        # A half of it is for work, which takes several times the memory of the features that
+        # come of it: the other half has room for those of three orientations.
+        return 2 * work * max(1, orientations // 3)
+
+    @property
+    def features(self) -> FeatureMap:
+        """The features of the volume as it is; those of other orientations are of its size."""
+        return self._maps[0]
 
     def encoding_cost(self, box: Box) -> int:
-        """LR voxels that are still to be encoded before a box of the volume can be sampled."""
-        return self.features.cost([box.grown(1, self.grid.shape)])
+        """LR voxels that are to be encoded before a box of the volume can be sampled."""
+        return self._cost([box.grown(1, self.grid.shape)])
+
+    def _cost(self, boxes: list[Box]) -> int:
+        return sum(features.cost(boxes) for features in self._maps)
+
+    def in_one_orientation(self) -> NetworkField:
+        """The same field, of the volume as it is; features are shared."""
+        one = copy.copy(self)
+        one._point_cost = self._point_cost / len(self._maps)
+        one._maps = self._maps[:1]
+        return one
 
     @property
     def precision(self) -> str:
@@ -343,8 +343,7 @@ class NetworkField(_ChunkedField):
             return
         slabs = self._slabs(request, box)
         costs = [
-            [self.features.cost(self._supports(request, part)) for part in parts]
-            for _, parts in slabs
+            [self._cost(self._supports(request, part)) for part in parts] for _, parts in slabs
         ]
         self._done = 0.0
         self._total = sum(map(sum, costs)) * self._voxel_cost + box.size * self._point_cost
@@ -355,7 +354,8 @@ class NetworkField(_ChunkedField):
         def prepare(part: Box, planned: int = 0) -> Box:
             """Encode what a part needs; tiles that an earlier part shared count as done."""
             expected = self._done + planned * self._voxel_cost
-            self.features.ensure(self._supports(request, part), stop, advance)
+            for features in self._maps:
+                features.ensure(self._supports(request, part), stop, advance)
             self._done = max(self._done, expected)
             return part
 
@@ -425,13 +425,20 @@ class NetworkField(_ChunkedField):
         return result
 
     def _decode_lattice(self, request: Request, chunk: Box) -> FloatArray:
-        parts = [
-            request.along("network", chunk, axis, self._along(request, axis)) for axis in range(3)
-        ]
-        nodes = self.features.nodes(request.support(chunk))
-        weights: Matrices = (parts[0][0], parts[1][0], parts[2][0])
-        terms: Matrices = (parts[0][1], parts[1][1], parts[2][1])
-        decoded = self._model.decode_lattice(nodes, weights, terms).float()
+        support = request.support(chunk)
+
+        def decode(features: FeatureMap, number: int) -> Tensor:
+            parts = [
+                request.along(
+                    f"network {number}", chunk, axis, self._along(features.model, request, axis)
+                )
+                for axis in range(3)
+            ]
+            weights: Matrices = (parts[0][0], parts[1][0], parts[2][0])
+            terms: Matrices = (parts[0][1], parts[1][1], parts[2][1])
+            return features.model.decode_lattice(features.nodes(support), weights, terms)
+
+        decoded = self._mean(decode)
         if self._base is not None:
             base = self._base.lattice(request, chunk)
             decoded = torch.add(base, decoded, alpha=self._gate(request))
@@ -440,17 +447,28 @@ class NetworkField(_ChunkedField):
     def _decode_points(self, request: Request, chunk: Box) -> FloatArray:
         points = request.points(chunk).reshape(-1, 3)
         support = request.support(chunk)
-        nodes = self.features.nodes(support)
-        corner = np.array(support.start)
-        if self._model.decoder.outside == "zeros":
-            nodes = torch.nn.functional.pad(nodes, (0, 0, 1, 1, 1, 1, 1, 1))
-            corner = corner - 1
+        beyond = int(self._model.decoder.outside == "zeros")
+        corner = np.array(support.start) - beyond
         local = torch.from_numpy(points - corner).to(self.device, torch.float32)
-        z, y, x = (self._term(request, points[:, axis], axis) for axis in range(3))
-        decoded = self._model.decode_points(nodes, local, (z, y, x)).float()
+
+        def decode(features: FeatureMap, _number: int) -> Tensor:
+            nodes = torch.nn.functional.pad(features.nodes(support), (0, 0, *[beyond] * 6))
+            z, y, x = (
+                self._term(features.model, request, points[:, axis], axis) for axis in range(3)
+            )
+            return features.model.decode_points(nodes, local, (z, y, x))
+
+        decoded = self._mean(decode)
         if self._base is not None:
             decoded = torch.add(self._base.points(points), decoded, alpha=self._gate(request))
         return decoded.cpu().numpy().reshape(chunk.shape)
+
+    def _mean(self, decode: Callable[[FeatureMap, int], Tensor]) -> Tensor:
+        """The mean over orientations, one after the other, in float32."""
+        total = decode(self._maps[0], 0).float()
+        for number, features in enumerate(self._maps[1:], 1):
+            total = total + decode(features, number)
+        return total / len(self._maps)
 
     def _gate(self, request: Request) -> float:
         decoder = self._model.decoder
@@ -458,15 +476,21 @@ class NetworkField(_ChunkedField):
             return decoder.gate(request.index_map.cell)
         return 1.0
 
-    def _term(self, request: Request, coordinates: npt.NDArray[np.float64], axis: int) -> Tensor:
+    def _term(
+        self,
+        model: OrientedArSSR,
+        request: Request,
+        coordinates: npt.NDArray[np.float64],
+        axis: int,
+    ) -> Tensor:
         # In float64 up to here: a sine of a large index in float32 would lose its phase.
-        code = self._model.decoder.encode_position(
+        code = model.encode_position(
             torch.from_numpy(coordinates), request.size[axis], request.index_map.cell[axis]
         )
-        return self._model.decoder.position_term(axis, code.to(self.device, self._dtype))
+        return model.position_term(axis, code.to(self.device, self._dtype))
 
     def _along(
-        self, request: Request, axis: int
+        self, model: OrientedArSSR, request: Request, axis: int
     ) -> Callable[[npt.NDArray[np.float64], int], tuple[Tensor, Tensor]]:
         """Maker of interpolation weights and position term along an axis."""
 
@@ -475,49 +499,9 @@ class NetworkField(_ChunkedField):
             outside = self._model.decoder.outside
             weights = linear_weights(coordinates, size, start, stop, outside)
             on_device = torch.from_numpy(weights).to(self.device)
-            return on_device, self._term(request, coordinates, axis)
+            return on_device, self._term(model, request, coordinates, axis)
 
         return make
-
-
-class MeanField(Field):
-    """The mean of fields of one volume, each encoded with its axes in another order.
-
-    A network that was not built to treat axes and directions alike errs differently in each,
-    and the mean errs less than one (the self-ensemble of Lim et al., "Enhanced Deep Residual
-    Networks for Single Image Super-Resolution", CVPR Workshops 2017).
-
-    Parameters
-    ----------
-    fields : sequence of NetworkField
-        Of :func:`napari_arssr.orientations.oriented` volumes, the volume itself first.
-    """
-
-    def __init__(self, fields: Sequence[NetworkField]) -> None:
-        first = fields[0]
-        super().__init__(first.grid, first.name, first.normalizer)
-        self.fields = tuple(fields)
-        self.device = first.device
-        self.precision = first.precision
-
-    def encoding_cost(self, box: Box) -> int:
-        """LR voxels that are still to be encoded before a box of the volume can be sampled."""
-        requests = ((field, Request.of(self.grid, field.grid)) for field in self.fields)
-        return sum(field.encoding_cost(request.support(box)) for field, request in requests)
-
-    def _run(
-        self, grid: Grid, allocate: Callable[[Box], FloatArray], progress: Report, stop: Stop
-    ) -> Iterator[tuple[Box, FloatArray]]:
-        done, total = 0, grid.size * len(self.fields)
-        for box in grid.box.blocks(_slab_shape(grid.shape)):
-            slab, part = allocate(box), grid.crop(box)
-            slab[...] = 0
-            for field in self.fields:
-                report = part_of(progress, done / total, box.size / total)
-                slab += field.sample(part, progress=report, stop=stop).data
-                done += box.size
-            slab /= len(self.fields)
-            yield box, slab
 
 
 def _chunk_shape(shape: tuple[int, int, int], points: int) -> tuple[int, int, int]:

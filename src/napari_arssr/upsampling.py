@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.choices import Normalization
+from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.normalization import Normalizer
-from napari_arssr.orientations import check_count, oriented
 from napari_arssr.volume import Box, Grid, Volume, as_triple
 from napari_arssr.watching import Report, Stop, never, part_of, unheard
 
@@ -33,19 +32,17 @@ if TYPE_CHECKING:
     import torch
 
     from napari_arssr.consistency import Consistency
-    from napari_arssr.field import MeanField, NetworkField
+    from napari_arssr.field import NetworkField
     from napari_arssr.weights import Loaded
-
-    EncodedField = NetworkField | MeanField
 
 __all__ = ["Settings", "Target", "encode", "upsample", "upsample_file"]
 
-Lend = Callable[[Volume, Callable[[], "EncodedField"]], AbstractContextManager["EncodedField"]]
+Lend = Callable[[Volume, Callable[[], "NetworkField"]], AbstractContextManager["NetworkField"]]
 Scales = float | Sequence[float]
 
 
 @contextmanager
-def _afresh(_frame: Volume, make: Callable[[], EncodedField]) -> Iterator[EncodedField]:
+def _afresh(_frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
     yield make()
 
 
@@ -120,7 +117,7 @@ class Settings:
     orientations: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.orientations)
+        _check_orientations(self.orientations)
 
 
 def encode(
@@ -132,7 +129,7 @@ def encode(
     memory: int | None = None,
     normalize: Normalization | Normalizer | None = None,
     orientations: int = 1,
-) -> EncodedField:
+) -> NetworkField:
     """A volume as a continuous function, to be sampled anywhere: ``field.sample(grid)``.
 
     Nothing is computed yet: features are encoded where samples are asked for, and kept.
@@ -155,11 +152,11 @@ def encode(
         How intensities are brought to [0, 1]; by default as the weights were trained.
     orientations : {1, 3, 6, 12}
         The mean of that many results, each with the axes in another order or direction
-        (:mod:`napari_arssr.orientations`): as many times the time, and nearer to the truth.
+        (:mod:`napari_arssr.models.orientation`): as many times the time.
 
     Returns
     -------
-    NetworkField or MeanField
+    NetworkField
 
     References
     ----------
@@ -176,6 +173,7 @@ def encode(
     from napari_arssr import weights as registry
 
     _check_real(volume)
+    _check_orientations(orientations)
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
     return _encode(
         volume,
@@ -198,33 +196,34 @@ def _encode(
     normalize: Normalization | Normalizer | None,
     orientations: int,
     held: int = 0,
-) -> EncodedField:
+) -> NetworkField:
     """A volume's field from weights at hand, beside work that will come to hold ``held`` bytes."""
     from napari_arssr.devices import choose_device, choose_precision
-    from napari_arssr.field import MeanField, NetworkField
+    from napari_arssr.field import NetworkField
 
-    volumes = oriented(volume, orientations)
     there = choose_device(device)
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
     normalizer = _fit(volume, normalize, loaded)
-    least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype, sharing=orientations)
-    # Still to come on the CPU: each orientation's volume in network units and its spline
-    # coefficients, a slab of the result, a chunk's activations, and what is done beside it.
-    extra = 8 * orientations * volume.grid.size + _WORKSPACE + held
-    budget = _budget(there, memory, extra, least, volume.name)
-    fields = [
-        NetworkField(
-            one,
-            loaded.model,
-            normalizer,
-            device=there,
-            dtype=dtype,
-            memory=budget,
-            sharing=orientations,
-        )
-        for one in volumes
-    ]
-    return fields[0] if orientations == 1 else MeanField(fields)
+    least = NetworkField.least_memory(
+        loaded.model, volume.grid.shape, dtype, orientations=orientations
+    )
+    # Still to come on the CPU: the volume in network units and its spline coefficients, a slab
+    # of the result, a chunk's activations, and what is done beside it.
+    extra = 8 * volume.grid.size + _WORKSPACE + held
+    smaller = "smaller weights" if orientations == 1 else "fewer orientations"
+    try:
+        budget = _budget(there, memory, extra, least, smaller)
+    except UsageError as error:
+        raise UsageError(f"{volume.name}: {error}") from None
+    return NetworkField(
+        volume,
+        loaded.model,
+        normalizer,
+        device=there,
+        dtype=dtype,
+        memory=budget,
+        orientations=orientations,
+    )
 
 
 def upsample(
@@ -297,7 +296,7 @@ def upsample(
     used: list[Normalizer] = []
 
     @contextmanager
-    def noted(frame: Volume, make: Callable[[], EncodedField]) -> Iterator[EncodedField]:
+    def noted(frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
         with lend(frame, make) as field:
             used.append(field.normalizer)
             yield field
@@ -535,7 +534,7 @@ def _consistency(
 
 
 def _slabs(
-    field: EncodedField, grid: Grid, step: Consistency | None, progress: Report, stop: Stop
+    field: NetworkField, grid: Grid, step: Consistency | None, progress: Report, stop: Stop
 ) -> Iterator[npt.NDArray[np.float32]]:
     """The field on ``grid``, corrected where that is asked for."""
     if step is None:
@@ -586,6 +585,12 @@ def _sizes(spacing: Sequence[float]) -> str:
     return " × ".join(f"{size:.4g}" for size in reversed(spacing))
 
 
+def _check_orientations(count: int) -> None:
+    if count not in ORIENTATIONS:
+        known = ", ".join(map(str, ORIENTATIONS))
+        raise UsageError(f"A result is the mean of {known} orientations, not of {count!r}.")
+
+
 def _check_real(volume: Volume) -> None:
     if volume.data.dtype.kind not in "iuf":
         raise UsageError(
@@ -611,7 +616,7 @@ def _gigabytes(size: float) -> str:
     return f"{math.ceil(size / 1e8) / 10} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
 
 
-def _budget(device: torch.device, memory: int | None, extra: int, least: int, name: str) -> int:
+def _budget(device: torch.device, memory: int | None, extra: int, least: int, way_out: str) -> int:
     """Bytes for features and the encoder's work: what ``memory`` leaves after all else."""
     import psutil
 
@@ -626,8 +631,8 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, na
     left = memory - taken - extra
     if left < least:
         raise UsageError(
-            f"{name}: {_gigabytes(memory)} of memory are too little: this volume and these weights "
-            f"need {_gigabytes(taken + extra + least)}; allow more, or choose smaller weights."
+            f"{_gigabytes(memory)} of memory are too little: this volume and these weights "
+            f"need {_gigabytes(taken + extra + least)}; allow more, or choose {way_out}."
         )
     return left
 

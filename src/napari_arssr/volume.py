@@ -762,23 +762,6 @@ class Volume:
             metadata=self.metadata | {_STORAGE_ORDER: stored},
         )
 
-    def reversed_along(self, axes: Sequence[int]) -> Volume:
-        """The same volume with voxels counted the other way; the array is a view.
-
-        Parameters
-        ----------
-        axes : ints
-            0 to 2 for (z, y, x).
-        """
-        matrix = self.grid.index_affine
-        for axis in axes:
-            matrix[:, 3] += matrix[:, axis] * (self.grid.shape[axis] - 1)
-            matrix[:, axis] *= -1
-        affine = matrix.copy()
-        affine[:, 2::-1] = matrix[:, :3]
-        z, y, x = (slice(None, None, -1 if axis in axes else 1) for axis in range(3))
-        return replace(self, data=self.data[..., z, y, x], affine=affine)
-
     def in_storage_order(self) -> Volume:
         """The volume with its voxel axes as they were before any :meth:`transposed`."""
         return self.transposed(self._storage_order)

@@ -16,6 +16,7 @@ SOURCE one of
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +31,6 @@ from napari_arssr import io
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.files import sha256_of
-from napari_arssr.orientations import check_count
 from napari_arssr.volume import Box, Grid, Triple, Volume
 from napari_arssr.watching import Stop, never
 
@@ -52,6 +52,8 @@ __all__ = [
 FloatArray = npt.NDArray[np.float32]
 
 _STEPS = 10
+# At the end of a source; a file's name may have a plus in it as well.
+_OPTION = re.compile(r"\+(?P<word>consistency|orientations)(?::(?P<value>[^+:/\\]*))?$")
 _SAME_SCALE = 0.01  # relative; a scale in a file's header against one that is asked for
 _SAME_PLACE = 0.01  # voxels
 
@@ -158,30 +160,37 @@ def parse(text: str) -> Method:
     name, source = (given, source) if equals else ("", text)
     if equals and not name:
         raise UsageError(f"{text!r}: a method needs a name before '='.")
-    source, consistent = _option_of(source, "consistency")
-    source, turned = _option_of(source, "orientations")
+    options: dict[str, str | None] = {}
+    while found := _OPTION.search(source):
+        source = source[: found.start()]
+        options.setdefault(found["word"], found["value"])
     method = _parse_source(source, name)
-    if turned is not None:
-        if not isinstance(method, _Network):
-            raise UsageError(f"{text!r}: only ArSSR networks take +orientations.")
-        if not turned.isdecimal():
-            raise UsageError(f"{text!r}: say of how many, such as +orientations:3.")
-        check_count(int(turned))
-        called = name or f"{method.name}+orientations:{turned}"
-        method = replace(method, name=called, orientations=int(turned))
-    if consistent is None:
+    if "orientations" in options:
+        method = _turned(method, options["orientations"], name, text)
+    if "consistency" not in options:
         return method
     if not isinstance(method, _Network | _Baseline):
         raise UsageError(f"{text!r}: only networks take +consistency.")
+    if options["consistency"] is not None:
+        raise UsageError(
+            f"{text!r}: +consistency goes by --scanner and takes no other; leave it out."
+        )
     return _Consistent(method, name or f"{method.name}+consistency")
 
 
-def _option_of(source: str, word: str) -> tuple[str, str | None]:
-    """A source without ``+word`` or ``+word:VALUE`` at its end, and the value; None without it."""
-    plain, plus, option = source.rpartition("+")
-    found, _, value = option.partition(":")
-    # A file's name may have a plus in it.
-    return (plain, value) if plus and found == word else (source, None)
+def _turned(method: Method, count: str | None, name: str, text: str) -> Method:
+    """The mean over a network's orientations."""
+    from napari_arssr.upsampling import Settings
+
+    if not isinstance(method, _Network):
+        raise UsageError(f"{text!r}: only ArSSR networks take +orientations.")
+    if count is None or not count.isdecimal():
+        raise UsageError(f"{text!r}: say of how many, such as +orientations:3.")
+    try:
+        number = Settings(orientations=int(count)).orientations
+    except UsageError as error:
+        raise UsageError(f"{text!r}: {error}") from None
+    return replace(method, name=name or f"{method.name}+orientations:{number}", orientations=number)
 
 
 def _parse_source(source: str, name: str) -> Method:

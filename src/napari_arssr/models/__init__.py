@@ -13,14 +13,19 @@ from napari_arssr.models.checkpoint import (
     read_card,
     save,
 )
-from napari_arssr.models.growing import can_grow, grow
+from napari_arssr.models.growing import GROWING, can_grow, grow
+from napari_arssr.models.orientation import ORIENTATIONS, Orientation, OrientedArSSR
 
 __all__ = [
+    "GROWING",
+    "ORIENTATIONS",
     "ArSSR",
     "BaselineCard",
     "BaselineConfig",
     "Card",
     "ModelConfig",
+    "Orientation",
+    "OrientedArSSR",
     "Regressor",
     "build",
     "can_grow",

@@ -16,7 +16,10 @@ from torch import nn
 from napari_arssr.models.arssr import ArSSR, ModelConfig
 from napari_arssr.models.encoders import RDN
 
-__all__ = ["can_grow", "grow"]
+__all__ = ["GROWING", "can_grow", "grow"]
+
+GROWING = ("blocks", "layers", "growth")
+"""What of a network's settings may be larger than it was."""
 
 
 def can_grow(config: ModelConfig, larger: ModelConfig) -> bool:
@@ -25,13 +28,12 @@ def can_grow(config: ModelConfig, larger: ModelConfig) -> bool:
     Both have an RDN encoder, and differ in nothing but more blocks, more dense layers in each
     or more channels that a dense layer adds.
     """
-    grows = ("blocks", "layers", "growth")
-    alike = replace(config, **{name: getattr(larger, name) for name in grows}) == larger
+    alike = replace(config, **{name: getattr(larger, name) for name in GROWING}) == larger
     return (
         config.encoder == "RDN"
         and alike
         and config != larger
-        and all(getattr(larger, name) >= getattr(config, name) for name in grows)
+        and all(getattr(larger, name) >= getattr(config, name) for name in GROWING)
     )
 
 

@@ -276,7 +276,7 @@ def _settings(options: argparse.Namespace) -> RunConfig:
     if resumed:
         file = options.out / CONFIG
     if file is not None:
-        config = read_config(file)
+        config = read_config(file, "" if resumed else options.start or "")
         if options.preset not in (None, config.preset):
             raise UsageError(
                 f"{file} is of the preset {config.preset!r} and not {options.preset!r}; leave "
@@ -303,9 +303,8 @@ def _settings(options: argparse.Namespace) -> RunConfig:
         _check_beginning(config, options)
     elif options.self_training:
         return _self_training(config, given, options)
-    if not resumed and options.start:
-        # A rate that a file names is meant.
-        config = starting_from(config, options.start, slower=1.0 if options.config else 10.0)
+    if options.start and file is None:  # a file's network and rate are meant
+        config = starting_from(config, options.start)
     settings: RunConfig = from_plain(config, given)
     return settings
 

@@ -574,12 +574,19 @@ def of_baseline(config: RunConfig, baseline: str, scale: float | Sequence[float]
     return replace(config, training=replace(training, **changes))
 
 
-def read_config(path: str | os.PathLike[str]) -> RunConfig:
+def read_config(path: str | os.PathLike[str], start: str = "") -> RunConfig:
     """Settings from a YAML file; what it does not name is as in its ``preset``.
 
     A length of the run that it names, ``steps``, ``epochs`` or ``minutes``, takes the place of
     those that it does not.
-    A file that names weights to ``start`` from and no ``model`` takes theirs.
+    Where weights to ``start`` from are named, what the file does not say of the ``model`` is as it
+    is there.
+
+    Parameters
+    ----------
+    path : path
+    start : str
+        Weights to start from, whatever the file says.
 
     Raises
     ------
@@ -606,12 +613,18 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     if isinstance(training, dict) and lengths.keys() & training.keys():
         rest = {name: zero for name, zero in lengths.items() if name not in training}
         values = values | {"training": training | rest}
+    if start:
+        values = values | {"start": start}
     config = from_plain(base, values, str(path))
-    if config.start and "model" not in training and not config.training.baseline:
-        from napari_arssr import weights
+    if config.start and not config.training.baseline:
+        named = training.get("model") or {}
+        if set(named) != set(to_plain(config.training.model)):
+            from napari_arssr import weights
 
-        model = weights.load(config.start).card.config
-        config = replace(config, training=replace(config.training, model=model))
+            model = to_plain(weights.load(config.start).card.config) | named
+            given = values.get("training") or {}
+            values = values | {"training": given | {"model": model}}
+            config = from_plain(base, values, str(path))
     return config
 
 

@@ -23,7 +23,7 @@ from napari_arssr.choices import Precision
 from napari_arssr.devices import bfloat16_is_faster, choose_device, float32_means_float32
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
 from napari_arssr.files import sha256_of
-from napari_arssr.models import ArSSR, can_grow, grow, load_baseline, save
+from napari_arssr.models import GROWING, ArSSR, can_grow, grow, load_baseline, save
 from napari_arssr.signals import StopRequest, requeue, slurm_job
 from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, read_checkpoint
@@ -297,16 +297,14 @@ def is_first_process() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
-def starting_from(config: RunConfig, name: str, *, slower: float = 10.0) -> RunConfig:
-    """The settings with weights to start from: their network, and a lower learning rate.
+def starting_from(config: RunConfig, name: str) -> RunConfig:
+    """The settings with weights to start from: their network, and a tenth of the learning rate.
 
     Parameters
     ----------
     config : RunConfig
     name : str
         A registered name or a file, published or ours.
-    slower : float
-        What the learning rate is divided by.
 
     Raises
     ------
@@ -315,13 +313,15 @@ def starting_from(config: RunConfig, name: str, *, slower: float = 10.0) -> RunC
     """
     training = config.training
     model = training.model if training.baseline else weights.load(name).card.config
-    rate = training.learning_rate / slower
+    rate = training.learning_rate / 10
     training = replace(training, model=model, learning_rate=rate)
     return replace(config, start=name, training=training)
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     names = [name for name in theirs if ours.get(name) != theirs[name]]
+    # What may be larger is not in the way, unless nothing else is.
+    names = [n for n in names if n not in GROWING or ours[n] < theirs[n]] or names
     return ", ".join(f"{name} is {theirs[name]!r} and not {ours.get(name)!r}" for name in names)
 
 
