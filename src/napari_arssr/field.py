@@ -467,7 +467,7 @@ class NetworkField(Field):
         """The mean over orientations, one after the other, in float32."""
         total = decode(self._maps[0], 0).float()
         for number, features in enumerate(self._maps[1:], 1):
-            total = total + decode(features, number)
+            total += decode(features, number)
         return total / len(self._maps)
 
     def _gate(self, request: Request) -> float:

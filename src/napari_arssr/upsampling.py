@@ -26,7 +26,7 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Box, Grid, Volume, as_triple
-from napari_arssr.watching import Report, Stop, never, part_of, unheard
+from napari_arssr.watching import Report, Stop, never, unheard
 
 if TYPE_CHECKING:
     import torch
@@ -303,7 +303,7 @@ def upsample(
 
     for number in range(volume.frames):
         done = 0
-        part = part_of(progress, number / volume.frames, 1 / volume.frames)
+        part = _part_of(progress, number, volume.frames)
         # A field that is lent has its intensities' range already.
         for slab in job.slabs(number, normalize, noted, part, stop):
             data[number, done : done + len(slab)] = slab
@@ -384,7 +384,7 @@ def upsample_file(
         origin=origin,
     ) as out:
         for number in range(volume.frames):
-            part = part_of(progress, number / volume.frames, 1 / volume.frames)
+            part = _part_of(progress, number, volume.frames)
             normalizer = normalizers[number] if normalizers else None
             for slab in job.slabs(number, normalizer, _afresh, part, stop):
                 out.write(slab)
@@ -551,6 +551,13 @@ def _fit(
         return Normalizer.fit(volume.data, normalize or loaded.normalization)
     except (FileError, UsageError) as error:
         raise type(error)(f"{volume.name}: {error}") from None
+
+
+def _part_of(progress: Report, number: int, total: int) -> Report:
+    def report(share: float, stage: str) -> None:
+        progress((number + share) / total, stage)
+
+    return report
 
 
 def _settings_record(settings: Settings, target: Target, box: Box | None) -> dict[str, Any]:

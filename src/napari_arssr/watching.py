@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Advance", "Report", "Stop", "VagueReport", "never", "part_of", "unheard"]
+__all__ = ["Advance", "Report", "Stop", "VagueReport", "never", "unheard"]
 
 Report = Callable[[float, str], None]
 """Told the share of the work that is done, 0 to 1, and what is being done."""
@@ -23,12 +23,3 @@ def unheard(_share: float | None, _stage: str = "") -> None:
 def never() -> bool:
     """Nobody stops it."""
     return False
-
-
-def part_of(report: Report, done: float, share: float) -> Report:
-    """What a part reports to that is ``share`` of all work and begins when ``done`` is done."""
-
-    def heard(of_part: float, stage: str) -> None:
-        report(done + share * of_part, stage)
-
-    return heard
