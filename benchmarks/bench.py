@@ -21,6 +21,7 @@ from torch.nn import functional
 
 import napari_arssr
 from napari_arssr import weights
+from napari_arssr.devices import bfloat16_is_faster
 from napari_arssr.field import NetworkField
 from napari_arssr.models import ArSSR, ModelConfig, build
 from napari_arssr.normalization import Normalizer
@@ -48,6 +49,7 @@ def main() -> None:
     floors("bundled", weights.load("default").model)
     floors("bundled", weights.load("default").model, torch.bfloat16)
     cached_box()
+    several_orientations()
     peak_memory()
     start_up()
 
@@ -157,12 +159,30 @@ def cached_box() -> None:
     report("64³ → 160³: whole / box of 1/64, features cached", ratio, "≥ 40")
 
 
+def several_orientations() -> None:
+    """The mean over three orientations against one, features made anew for both."""
+    volume = random_volume(48)
+    grid = volume.grid.scaled(2)
+    model = weights.load("default").model
+    one, three = (
+        best(lambda count=count: field_of(volume, model, count=count).sample(grid), 3)
+        for count in (1, 3)
+    )
+    report("48³ → 96³: three orientations / one", three / one, "≤ 3.1")
+
+
 def peak_memory() -> None:
-    """Largest resident size of the command line under a budget."""
+    """Largest resident size of the command line under a budget.
+
+    In float32 the smallest pass of the encoder takes twice the memory, and with 1 GB there is
+    room for no larger one: it works, and takes half an hour.
+    """
+    gigabytes = 1 if bfloat16_is_faster(torch.device("cpu")) else 2
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.nii", Path(folder) / "out.nii"
         napari_arssr.write(source, random_volume(96))
-        command = ["upsample", str(source), str(output), "--scale", "2.5", "--memory", "1GB"]
+        command = ["upsample", str(source), str(output), "--scale", "2.5"]
+        command += ["--memory", f"{gigabytes}GB"]
         started = time.perf_counter()
         told = subprocess.run(
             [sys.executable, "-c", MEASURE, "-m", "napari_arssr", *command, "--quiet"],
@@ -172,7 +192,8 @@ def peak_memory() -> None:
         )
         seconds = time.perf_counter() - started
     peak = int(told.stdout) * 1024
-    report("96³ → 240³ --memory 1GB: peak, GB", peak / 1e9, f"≤ 1, {seconds:.0f} s")
+    name = f"96³ → 240³ --memory {gigabytes}GB: peak, GB"
+    report(name, peak / 1e9, f"≤ {gigabytes}, {seconds:.0f} s")
 
 
 def start_up() -> None:
@@ -197,8 +218,12 @@ def random_volume(side: int) -> Volume:
     return Volume(data, Grid.from_spacing(data.shape, 1.0).affine)
 
 
-def field_of(volume: Volume, model: ArSSR, dtype: torch.dtype = torch.float32) -> NetworkField:
-    return NetworkField(volume, model, Normalizer(), dtype=dtype, memory=8 << 30)
+def field_of(
+    volume: Volume, model: ArSSR, dtype: torch.dtype = torch.float32, count: int = 1
+) -> NetworkField:
+    return NetworkField(
+        volume, model, Normalizer(), dtype=dtype, memory=8 << 30, orientations=count
+    )
 
 
 def best(run: Callable[[], object], times: int) -> float:

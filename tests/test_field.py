@@ -492,7 +492,10 @@ def test_the_cache_stays_within_its_budget() -> None:
     ]
     whole = NetworkField(source, model, NORMALIZER)
     assert least < whole.features.bytes_of(source.grid.box)  # or the budget would be none
-    field = NetworkField(source, model, NORMALIZER, memory=least, tile=4)
+    tight = NetworkField(source, model, NORMALIZER, memory=least, tile=4)
+    assert tight.features.cache_bytes < whole.features.bytes_of(source.grid.box) / 10
+    assert_same(tight.sample(grids[0]).data, whole.sample(grids[0]).data)
+    field = NetworkField(source, model, NORMALIZER, memory=2 * least, tile=4)
     held: list[int] = []
     for grid in grids:
         result = field.sample(grid, progress=lambda *_: held.append(field.features._held))

@@ -275,14 +275,18 @@ class NetworkField(Field):
         self._points = points or _CHUNK_BYTES // (model.config.decoder_width * dtype.itemsize)
         self._dtype = dtype
         normal = normalizer.normalize(volume.data)
-        # Features are kept for the next request; a pass of the encoder needs the rest.
+        # Features are kept for the next request; a pass of the encoder needs the rest, which is
+        # half of it, or more where that would not do.
+        shape = volume.grid.shape
+        enough = memory >= self.least_memory(model, shape, dtype, orientations, tile=tile)
+        work = max(memory // 2, _pass_bytes(model, shape, dtype, tile) if enough else 0)
         self._maps = [
             FeatureMap(
                 OrientedArSSR(self._model, orientation),
                 normal,
                 self.device,
-                cache_bytes=memory // 2 // orientations,
-                work_bytes=memory // 2,
+                cache_bytes=(memory - work) // orientations,
+                work_bytes=work,
                 tile=tile,
             )
             for orientation in ORIENTATIONS[:orientations]
@@ -299,17 +303,14 @@ class NetworkField(Field):
         model: ArSSR,
         shape: tuple[int, int, int],
         dtype: torch.dtype,
-        *,
         orientations: int = 1,
+        *,
         tile: int = _TILE,
     ) -> int:
         """The smallest ``memory``, in bytes, that sampling a volume of ``shape`` works with."""
-        side = tile + 2 * model.halo
-        voxels = math.prod(min(side, n) for n in shape)
-        work = voxels * model.encoder.peak_channels * dtype.itemsize
-        # A half of it is for work, which takes several times the memory of the features that
-        # come of it: the other half has room for those of three orientations.
-        return 2 * work * max(1, orientations // 3)
+        # Between two voxels a point reads up to eight tiles.
+        features = 8 * tile**3 * model.config.feature_dim * dtype.itemsize
+        return _pass_bytes(model, shape, dtype, tile) + orientations * features
 
     @property
     def features(self) -> FeatureMap:
@@ -502,6 +503,13 @@ class NetworkField(Field):
             return on_device, self._term(model, request, coordinates, axis)
 
         return make
+
+
+def _pass_bytes(model: ArSSR, shape: tuple[int, int, int], dtype: torch.dtype, tile: int) -> int:
+    """Memory of the smallest pass of the encoder: a tile and its halo."""
+    side = tile + 2 * model.halo
+    voxels = math.prod(min(side, n) for n in shape)
+    return voxels * model.encoder.peak_channels * dtype.itemsize
 
 
 def _chunk_shape(shape: tuple[int, int, int], points: int) -> tuple[int, int, int]:

@@ -204,9 +204,7 @@ def _encode(
     there = choose_device(device)
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
     normalizer = _fit(volume, normalize, loaded)
-    least = NetworkField.least_memory(
-        loaded.model, volume.grid.shape, dtype, orientations=orientations
-    )
+    least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype, orientations)
     # Still to come on the CPU: the volume in network units and its spline coefficients, a slab
     # of the result, a chunk's activations, and what is done beside it.
     extra = 8 * volume.grid.size + _WORKSPACE + held
