@@ -22,6 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A job in the background of a shell ignores Ctrl-C, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # And under nohup the end of the terminal.
+    if os.name == "posix" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if sys.platform == "linux" and not config.getoption("--no-xvfb"):
         os.environ["QT_QPA_PLATFORM"] = "xcb"
         os.environ.pop("WAYLAND_DISPLAY", None)

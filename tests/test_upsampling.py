@@ -361,7 +361,7 @@ def test_memory_that_is_enough_is_so_with_consistency(
 ) -> None:
     # Whatever the tests before have taken: from 1 GB on, a sentence rounds to tenths of it.
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=100_000_000))
-    volume = volume_of()
+    volume = volume_of((12, 16, 16))  # its result takes megabytes, in which needs are told
     step = {"weights": loaded, "device": "cpu", "consistency": ScannerModel("gaussian")}
     with pytest.raises(UsageError, match="1 MB of memory are too little") as caught:
         upsample(volume, 6, memory=1_000_000, **step)
