@@ -47,7 +47,8 @@ def main() -> None:
     published_way(rdn)
     floors("RDN, published", rdn)
     floors("bundled", weights.load("default").model)
-    floors("bundled", weights.load("default").model, torch.bfloat16)
+    if bfloat16_is_faster(torch.device("cpu")):  # or it takes a quarter of an hour for nothing
+        floors("bundled", weights.load("default").model, torch.bfloat16)
     cached_box()
     several_orientations()
     peak_memory()
