@@ -194,6 +194,17 @@ def test_one_volume_is_learnt_from_with_the_weights_that_a_file_names(
     assert yaml.safe_load(run(*words, "--from", "default").out)["start"] == "default"
 
 
+def test_a_baseline_starts_from_weights_of_its_own_with_the_settings_of_a_file(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("training: {learning_rate: 2.0e-4}\n")
+    words = ["train", data, "--config", path, "--baseline", "ResCNN", "--scale", "2"]
+    settings = yaml.safe_load(run(*words, "--from", "x2.safetensors", "--print-config").out)
+    assert settings["start"] == "x2.safetensors"
+    assert settings["training"]["learning_rate"] == 2e-4
+
+
 def test_a_run_goes_on_as_it_began_and_as_long_as_is_asked(
     run: Run, data: Path, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -276,7 +276,9 @@ def _settings(options: argparse.Namespace) -> RunConfig:
     if resumed:
         file = options.out / CONFIG
     if file is not None:
-        config = read_config(file, "" if resumed else options.start or "")
+        # Weights of a baseline say nothing of an ArSSR network.
+        network_of = "" if resumed or options.baseline else options.start or ""
+        config = read_config(file, network_of)
         if options.preset not in (None, config.preset):
             raise UsageError(
                 f"{file} is of the preset {config.preset!r} and not {options.preset!r}; leave "
@@ -303,8 +305,10 @@ def _settings(options: argparse.Namespace) -> RunConfig:
         _check_beginning(config, options)
     elif options.self_training:
         return _self_training(config, given, options)
-    if options.start and file is None:  # a file's network and rate are meant
-        config = starting_from(config, options.start)
+    if options.start:
+        start = options.start
+        # A file's network and rate are meant.
+        config = replace(config, start=start) if file else starting_from(config, start)
     settings: RunConfig = from_plain(config, given)
     return settings
 
