@@ -13,6 +13,8 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt --ed
 # A virtual X server where there is no display but one can be had.
 UNDER_A_DISPLAY = $(shell [ -n "$$DISPLAY" ] || ! command -v xvfb-run >/dev/null || \
 	echo 'xvfb-run --auto-servernum --server-args "-screen 0 1600x1200x24 +extension GLX"')
+# Each test process has an X server and a core to itself; more than four only take more memory.
+WORKERS = --numprocesses auto --maxprocesses 4 --dist loadfile
 # Files whose change calls for a new install.
 RECIPE := pyproject.toml constraints.txt
 
@@ -28,7 +30,7 @@ demo: $(VENV)/.installed ## Upsample a real scan: a NIfTI file, a picture and sc
 	$(BIN)/python -m napari_arssr.demo --out $(DEMO_OUTPUT)
 
 test: $(VENV)/.installed-test libraries ## Run the tests, in a real window where they need one
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(BIN)/ruff check

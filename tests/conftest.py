@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Of several workers each has a core to itself: before PyTorch counts them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 from tiny import Ran, Run, save_tiny
 
 # Threads off the main one must not touch a viewer: napari raises instead of risking a crash.
