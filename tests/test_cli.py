@@ -653,6 +653,28 @@ def test_on_a_terminal_progress_is_one_line_that_goes_away(
     ]
 
 
+def test_a_terminal_that_was_closed_ends_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from napari_arssr.terminal import show, warn
+    from napari_arssr.training.logs import StepLine
+
+    class Gone:
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, _text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        def flush(self) -> None:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    with ProgressLine("scan.nii", quiet=False) as line:
+        line(0.5, "encode")
+    StepLine().clear()
+    warn("left out")
+    show("step 1\n", Gone())  # type: ignore[arg-type]
+
+
 def test_quiet_says_nothing_but_errors(
     *, run: Run, refuse: Refuse, scan: Path, out: Path, tiny: Path, tmp_path: Path
 ) -> None:

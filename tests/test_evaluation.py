@@ -870,6 +870,9 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'napari-arssr\[parquet\]'.*\.csv"):
         add_row(tmp_path / "other.parquet", row)
+    # Before any work: asked for the rows that are there, and there are none yet.
+    with pytest.raises(UsageError, match=r"other\.parquet: Parquet files need pyarrow"):
+        read_rows(tmp_path / "other.parquet")
 
 
 # ------------------------------------------------------------------------------- bad input

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from napari_arssr import weights as registry
 from napari_arssr._fields import Fields
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.field import NetworkField
@@ -151,6 +152,21 @@ def test_forgetting_while_another_thread_imports_pytorch_goes_well(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # as it is found then
     Fields().forget()
+
+
+def test_forgetting_while_weights_are_loaded_goes_well(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = Fields()
+    load = registry.load
+
+    def interrupted(name: Any) -> registry.Loaded:
+        loaded = load(name)
+        fields.forget()  # as the window's thread may at any moment
+        return loaded
+
+    monkeypatch.setattr(registry, "load", interrupted)
+    assert fields.weights(weights)[1].card.name == "tiny"
 
 
 @pytest.fixture

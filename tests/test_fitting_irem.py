@@ -1,3 +1,4 @@
+import json
 import time
 from dataclasses import replace
 
@@ -431,6 +432,13 @@ def test_damaged_and_other_files_are_refused(fitted_state, tmp_path):
     save_file(tensors, tmp_path / "small.safetensors", metadata=header)
     with pytest.raises(FileError, match="damaged or of another version"):
         fitting.load(tmp_path / "small.safetensors")
+    boundless = json.loads(header["napari-arssr fit"])
+    config = {"layers": 10**9, "skips": []}
+    boundless["network"] = {"kind": "irem", "config": config, "step": 0, "losses": []}
+    header = {"napari-arssr fit": json.dumps(boundless)}
+    save_file(load_file(path), tmp_path / "boundless.safetensors", metadata=header)
+    with pytest.raises(FileError, match="1000000000 layers for 0 tensors"):
+        fitting.load(tmp_path / "boundless.safetensors")
     with pytest.raises(UsageError, match=r"ends in \.safetensors"):
         fitting.save(tmp_path / "fit.npz", fitted_state)
     with pytest.raises(FileError, match="does not exist"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import importlib.util
+import logging
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tracemalloc
 import warnings
@@ -40,6 +42,7 @@ from napari_arssr import io
 from napari_arssr.errors import ArssrError, FileError, OutOfMemory, UsageError
 from napari_arssr.io import Origin, SlabWriter, cast, check_output, create, origin_of, read, write
 from napari_arssr.io import nifti as nifti_module
+from napari_arssr.io import tiff as tiff_module
 from napari_arssr.io import writing as writing_module
 from napari_arssr.volume import Box, Grid, Volume
 
@@ -727,6 +730,25 @@ def test_plain_stacks_count_as_z_or_t_and_z(tmp_path: Path, shape: tuple[int, ..
     assert volume.data.dtype == np.float64
     assert volume.spacing == (1, 1, 1)
     assert volume.time_step == 0
+
+
+def test_what_tifffile_tells_other_threads_is_heard(tmp_path: Path) -> None:
+    """While a stack is read here, a program's own use of tifffile keeps its log."""
+    heard: list[str] = []
+    log = logging.getLogger("tifffile")
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        with tiff_module._quiet():
+            log.warning("here")
+            other = threading.Thread(target=log.warning, args=["there"])
+            other.start()
+            other.join()
+        log.warning("afterwards")
+    finally:
+        log.removeHandler(handler)
+    assert heard == ["there", "afterwards"]
 
 
 def test_stacks_of_simpleitk_and_pillow(tmp_path: Path) -> None:

@@ -165,12 +165,17 @@ def test_a_stopwatch_gives_time_to_the_stage_that_was_reported() -> None:
         (300, "5 min", "5:00"),
         (5369, "89 min", "1:29:29"),
         (9000, "2.5 h", "2:30:00"),
-        (360_000, "100 h", "100:00:00"),
+        (360_000, "100 h", "4 d 4 h"),
     ],
 )
 def test_times_in_words(seconds: float, words: str, clock: str) -> None:
     assert in_words(seconds) == words
     assert clock_words(seconds) == clock
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e10])
+def test_a_time_left_that_is_not_known_is_said_so(seconds: float) -> None:
+    assert clock_words(seconds) == "unknown"
 
 
 def test_it_needs_neither_napari_nor_torch() -> None:

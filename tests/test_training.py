@@ -858,18 +858,6 @@ def test_an_export_that_cannot_be_is_one_sentence(
         export_run(stopped.parent / run_name, stopped.parent / output, which="last")
 
 
-def test_time_left_is_spelled_as_people_do() -> None:
-    from napari_arssr.training.logs import spelled
-
-    assert [spelled(s) for s in (5, 185, 7800, 200_000)] == [
-        "0:05",
-        "3:05",
-        "2 h 10 min",
-        "2 d 7 h",
-    ]
-    assert spelled(float("nan")) == spelled(float("inf")) == "unknown"
-
-
 # Baselines ----------------------------------------------------------------------------------------
 
 

@@ -210,6 +210,19 @@ def test_a_streamed_volume_is_the_same_as_one_in_memory(tmp_path: Path, kind: st
         np.testing.assert_array_equal(voxels_[WHOLE], held.data[WHOLE])
 
 
+def test_a_streamed_file_is_read_by_the_reader_that_checked_it(tmp_path: Path) -> None:
+    """nibabel takes a voxel offset of 0 by its word and would train on the header."""
+    path = tmp_path / "volume.nii"
+    put(path, voxels(3, (15, 14, 13)))
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.float32(0).tobytes()
+    path.write_bytes(content)
+    held = load_volumes([path])[0]
+    streamed = load_volumes([path], unpack_to=tmp_path / "unpacked")[0]
+    assert isinstance(streamed.data, NiftiVoxels)
+    np.testing.assert_array_equal(streamed.data[WHOLE], held.data[WHOLE])
+
+
 def test_what_cannot_be_read_in_part_is_unpacked_once(tmp_path: Path, data: Path) -> None:
     unpacked = tmp_path / "unpacked"
     held, streamed = load_volumes([data]), load_volumes([data], unpack_to=unpacked)
@@ -348,6 +361,15 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, data: Path, content: str) 
     (tmp_path / "broken.json").write_text(content)
     with pytest.raises(FileError, match=r"broken\.json: this is no manifest"):
         cut_patches([data], tmp_path / "cut", manifest=tmp_path / "broken.json")
+
+
+def test_a_manifest_with_a_part_that_there_is_not_is_refused(tmp_path: Path, data: Path) -> None:
+    theirs = cut_patches([data], tmp_path / "theirs", settings=CUT)
+    theirs["volumes"][0]["split"] = "test"
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(theirs))
+    with pytest.raises(FileError, match=r"no manifest of patches \(there is no part 'test'\)"):
+        cut_patches([data], tmp_path / "cut", manifest=path)
 
 
 def test_patches_are_not_cut_into_patches(tmp_path: Path, data: Path) -> None:

@@ -275,7 +275,15 @@ def test_departure_is_the_way_of_a_corner_in_voxels(
     assert grid.departure(moved) == pytest.approx(max(map(abs, way)), abs=1e-7)
     stretched = grid.affine.copy()
     stretched[:3, 0] *= 1.1
-    assert grid.departure(stretched) == pytest.approx(0.1 * (grid.shape[2] - 1), abs=1e-7)
+    # The faces lie half a voxel before the first centre and behind the last one.
+    assert grid.departure(stretched) == pytest.approx(0.1 * (grid.shape[2] - 0.5), abs=1e-7)
+
+
+def test_single_slices_of_another_thickness_are_not_the_same_grid() -> None:
+    thin = Grid((1, 5, 6), np.diag([2.0, 2.0, 1.0, 1.0]))
+    thick = Grid((1, 5, 6), np.diag([2.0, 2.0, 5.0, 1.0]))
+    assert thin != thick
+    assert thin.departure(thick.affine) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -495,6 +495,17 @@ def test_several_layers_become_files_in_a_folder_each_in_its_place(tmp_path: Pat
         LayerList([image, labels]).save(str(tmp_path / "all"))
 
 
+def test_of_a_pair_of_files_neither_is_written_over(tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (folder / "scan.hdr").write_text("a radiance map of the name")
+    layer = (np.zeros((2, 3, 4), np.float32), {"name": "scan"}, "image")
+    with pytest.raises(FileError, match=r"scan\.hdr exists; choose another folder"):
+        write_folder(f"{folder}.img", [layer])
+    assert (folder / "scan.hdr").read_text() == "a radiance map of the name"
+    assert [path.name for path in folder.iterdir()] == ["scan.hdr"]
+
+
 def test_of_several_layers_all_are_saved_or_none(tmp_path: Path) -> None:
     data = np.zeros((2, 3, 4), np.float32)
     good, bad = (data, {"name": "good"}, "image"), (data > 0, {"name": "bad", "rgb": True}, "image")

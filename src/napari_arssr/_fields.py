@@ -90,9 +90,11 @@ class Fields:
             found = registry.resolve(name_or_path, progress=progress, stop=stop)
             file = found.stat()
             identity = (str(found), file.st_mtime_ns, file.st_size)
-            if self._loaded is None or self._loaded[0] != identity:
-                self._loaded = identity, registry.load(name_or_path)
-            return self._loaded
+            # The window's thread may forget it at any moment.
+            kept = self._loaded
+            if kept is None or kept[0] != identity:
+                kept = self._loaded = identity, registry.load(name_or_path)
+            return kept
 
     def forget(self) -> None:
         """Keep none; what is lent is let go of when it comes back."""

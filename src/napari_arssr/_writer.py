@@ -115,8 +115,9 @@ def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
     folder, suffix = Path(path[: len(path) - len(given)]), given or _NIFTI
     targets = [folder / f"{name}{suffix}" for name in _file_names(layers)]
     for target in targets:
-        if target.exists():  # nobody was asked about this name
-            raise FileError(f"{target} exists; choose another folder, or rename the layer.")
+        there = [file for file in files_of(target) if file.exists()]
+        if there:  # nobody was asked about this name
+            raise FileError(f"{there[0]} exists; choose another folder, or rename the layer.")
     with ExitStack() as undo:
         if not folder.exists():
             _make(folder)

@@ -25,7 +25,7 @@ from napari_arssr.choices import NORMALIZATIONS, ORIENTATIONS, PRECISIONS, SCANN
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation.cli import add_evaluate
 from napari_arssr.fitting.cli import add_fit
-from napari_arssr.terminal import FAILED, INTERRUPTED, WRONG_USE, ProgressLine
+from napari_arssr.terminal import FAILED, INTERRUPTED, WRONG_USE, ProgressLine, warn
 from napari_arssr.training.cli import add_commands
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 
 
 def _say(error: object, status: int) -> int:
-    print(f"napari-arssr: {error}", file=sys.stderr)
+    warn(str(error))
     return status
 
 

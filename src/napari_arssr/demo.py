@@ -25,6 +25,7 @@ from napari_arssr.errors import ArssrError
 from napari_arssr.evaluation import psnr, ssim
 from napari_arssr.field import CubicField
 from napari_arssr.normalization import Normalizer
+from napari_arssr.terminal import warn
 from napari_arssr.volume import Box, Volume
 
 __all__ = ["Score", "main", "picture", "round_trip"]
@@ -131,10 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _demo(options.out)
     except ArssrError as error:
-        print(f"napari-arssr: {error}", file=sys.stderr)
+        warn(str(error))
         return 1
     except KeyboardInterrupt:
-        print("napari-arssr: interrupted.", file=sys.stderr)
+        warn("interrupted.")
         return 130
     return 0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import Self
+from typing import Self, TextIO
 
 from napari_arssr.timing import clock_words
 
-__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "ProgressLine"]
+__all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "ProgressLine", "show", "warn"]
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
@@ -33,12 +33,12 @@ class ProgressLine:
 
     def __enter__(self) -> Self:
         if self._terminal and not self._quiet:
-            _show(f"{self._name}  …")
+            show(f"{self._name}  …")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._terminal and not self._quiet:
-            _show("\r\x1b[K")
+            show("\r\x1b[K")
 
     def bytes_came(self, done: int, total: int | None) -> None:
         """Progress of a download."""
@@ -56,11 +56,17 @@ class ProgressLine:
         if share > 0:
             text += f"  {clock_words((now - self._started) * (1 / share - 1))} left"
         if self._terminal:
-            _show(f"\r\x1b[K{text}")
+            show(f"\r\x1b[K{text}")
         else:
-            _show(f"{text}\n")
+            show(f"{text}\n")
 
 
-def _show(text: str) -> None:
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Print on the terminal, standard error by default, for as long as it is there."""
     with suppress(OSError):  # a terminal that was closed ends no work that can still be saved
-        print(text, end="", file=sys.stderr, flush=True)
+        print(text, end="", file=stream or sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Say on the terminal what does not end the work."""
+    show(f"napari-arssr: {text}\n")

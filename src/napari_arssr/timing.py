@@ -30,6 +30,7 @@ _DECAY = 0.5
 _SHORTEST = 0.02
 _MOST_KEYS = 200
 _LARGEST = 1e18
+_ENDLESS = 3.2e9  # seconds, a century
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,13 @@ def in_words(seconds: float) -> str:
 
 
 def clock_words(seconds: float) -> str:
-    """A length of time as a clock shows it: ``0:21``, ``12:05``, ``1:02:33``."""
+    """A length of time as a clock shows it: ``0:21``, ``1:02:33``; from two days on ``2 d 4 h``."""
+    if not seconds < _ENDLESS:
+        return "unknown"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

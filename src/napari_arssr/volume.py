@@ -440,9 +440,12 @@ class Grid:
         return z & y & x
 
     def departure(self, affine: npt.ArrayLike) -> float:
-        """How far another affine of the same shape moves a corner, in voxels along an axis."""
-        moved = Grid(self.shape, np.asarray(affine)).corners
-        return float(np.abs(self.index(moved) - self.index(self.corners)).max())
+        """How far another affine of the same shape moves a corner, in voxels along an axis.
+
+        Corners of the span: centres of a single slice do not tell how thick it is.
+        """
+        moved = Grid(self.shape, np.asarray(affine)).faces
+        return float(np.abs(self.index(moved) - self.index(self.faces)).max())
 
     def with_shape(self, shape: Sequence[int]) -> Grid:
         """The same span cut into another number of voxels, ``shape`` in (z, y, x) order.

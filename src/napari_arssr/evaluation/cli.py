@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_arssr import arguments
 from napari_arssr.errors import Cancelled, FileError, UsageError
-from napari_arssr.terminal import ProgressLine
+from napari_arssr.terminal import ProgressLine, warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,10 +184,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from napari_arssr.evaluation.running import SKIPPED
 
     if skipped and not has_results(rows):
-        print(
-            "napari-arssr: nothing could be scored, so that there are no tables; "
-            f"{rows.with_name(SKIPPED)} says why.",
-            file=sys.stderr,
+        warn(
+            "nothing could be scored, so that there are no tables; "
+            f"{rows.with_name(SKIPPED)} says why."
         )
         return 1
     written = write_report(options.out, rows, planes=options.planes)
@@ -210,20 +208,22 @@ def _run(options: argparse.Namespace, rows: Path) -> int:
     text = running.settings_text(settings)
     write_whole(options.out / SETTINGS, f"{text}\n".encode())
     if "dice" in settings.metrics and (reason := segmentation.why_not()) and not options.quiet:
-        print(f"napari-arssr: {reason}", file=sys.stderr)
+        warn(reason)
 
     def report(row: Row) -> None:
         if not options.quiet:
             print(_line(row), flush=True)
 
-    def warn(one: Skipped) -> None:
+    def left_out(one: Skipped) -> None:
         where = " ".join(
             filter(None, [one.volume or one.dataset, one.scale and f"x{one.scale}", one.method])
         )
-        print(f"napari-arssr: skipped {where}: {one.reason}", file=sys.stderr, flush=True)
+        warn(f"skipped {where}: {one.reason}")
 
     try:
-        outcome = running.evaluate(settings, tools, report=report, warn=warn, stop=options.ended)
+        outcome = running.evaluate(
+            settings, tools, report=report, warn=left_out, stop=options.ended
+        )
     except Cancelled:
         raise KeyboardInterrupt from None
     if not options.quiet:
@@ -297,7 +297,7 @@ def _tools(options: argparse.Namespace, names: Sequence[str]) -> Tools:
                 with ProgressLine("LPIPS weights", quiet=options.quiet) as line:
                     lpips = load(fetch(progress=line.bytes_came), device)
             except FileError as error:
-                print(f"napari-arssr: {error}", file=sys.stderr)
+                warn(str(error))
     return Tools(lpips, priors)
 
 

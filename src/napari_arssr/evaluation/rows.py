@@ -161,6 +161,8 @@ def read_rows(path: Path) -> list[Row]:
     UsageError
         If it is Parquet and pyarrow is not installed.
     """
+    if _is_parquet(path):
+        _pyarrow(path)  # before any work, and not when the first row is to be written
     if not path.exists():
         return []
     try:
@@ -248,7 +250,7 @@ def merged(row: Row, values: dict[str, Any]) -> Row:
 def _write(path: Path, rows: Sequence[Row]) -> None:
     names = [item.name for item in fields(Row)]
     if _is_parquet(path):
-        write_whole(path, _parquet_bytes(names, rows))
+        write_whole(path, _parquet_bytes(path, names, rows))
         return
     text = text_io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -292,8 +294,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _parquet_bytes(names: Sequence[str], rows: Sequence[Row]) -> bytes:
-    arrow = _pyarrow(Path())
+def _parquet_bytes(path: Path, names: Sequence[str], rows: Sequence[Row]) -> bytes:
+    arrow = _pyarrow(path)
     columns = {
         name: [None if _is_nan(value) else value for value in values]
         for name, values in zip(names, zip(*map(astuple, rows), strict=True), strict=True)

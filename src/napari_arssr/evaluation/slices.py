@@ -9,7 +9,7 @@ alike and counted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
 
-__all__ = ["Intensities", "SliceScores", "cores", "slices", "slicewise"]
+__all__ = ["Intensities", "SliceScores", "cores", "slicewise"]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -92,13 +92,6 @@ class SliceScores:
             float(np.nanmean(scores)) for scores in self.directions if not np.isnan(scores).all()
         ]
         return float(np.mean(means)) if means else float("nan")
-
-
-def slices(volume: Array) -> Iterator[tuple[int, int, Array]]:
-    """Axis, number and picture of every slice of the three directions."""
-    for axis in range(3):
-        for number in range(volume.shape[axis]):
-            yield axis, number, np.take(volume, number, axis=axis)
 
 
 def slicewise(score: Callable[[FloatArray], float], volume: FloatArray) -> SliceScores:

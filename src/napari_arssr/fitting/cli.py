@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_arssr import arguments
 from napari_arssr.errors import Cancelled, UsageError
-from napari_arssr.terminal import INTERRUPTED, ProgressLine
+from napari_arssr.terminal import INTERRUPTED, ProgressLine, warn
 
 if TYPE_CHECKING:
     from napari_arssr.fitting.poses import FloatArray
@@ -284,10 +284,7 @@ def _inputs(options: argparse.Namespace, settings: Settings) -> _Inputs:
     if options.resume and options.field.exists():
         resume = fitting.load(options.field)
     elif options.resume and not options.quiet:
-        print(
-            f"napari-arssr: {options.field} is not there; a new fit begins.",
-            file=sys.stderr,
-        )
+        warn(f"{options.field} is not there; a new fit begins.")
     volumes = fitting.read_stacks(options.stacks)
     names = [volume.name for volume in volumes]
     return _Inputs(
@@ -429,7 +426,7 @@ def _write(path: Path, volume: Volume, record: dict[str, Any]) -> None:
 
 def _say(state: State, grid: Grid, options: argparse.Namespace, seconds: float) -> None:
     for warning in state.warnings:
-        print(f"napari-arssr: {warning}", file=sys.stderr)
+        warn(warning)
     if options.quiet:
         return
     for stack in state.stacks:

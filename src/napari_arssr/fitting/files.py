@@ -178,11 +178,18 @@ def _state_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> State:
 
 def _trained(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Trained:
     network: nn.Module
-    if facts["kind"] == "irem":
-        network = IREM(IREMConfig.from_dict(facts["config"]))
-    else:
-        network = HashGrid(HashGridConfig.from_dict(facts["config"]))
-    network.load_state_dict(_under("network.", tensors))
+    saved = _under("network.", tensors)
+    of_irem = facts["kind"] == "irem"
+    # Every layer holds a tensor: a header that claims more would build for ever.
+    claimed = facts["config"]["layers" if of_irem else "levels"]
+    if claimed > len(saved):
+        raise ValueError(f"{claimed} layers for {len(saved)} tensors")
+    with torch.device("meta"):  # without memory for what is replaced at once
+        if of_irem:
+            network = IREM(IREMConfig.from_dict(facts["config"]))
+        else:
+            network = HashGrid(HashGridConfig.from_dict(facts["config"]))
+    network.load_state_dict(saved, assign=True)
     network.eval()
     return Trained(network, int(facts["step"]), _under("memory.", tensors), list(facts["losses"]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -63,7 +64,7 @@ def read(path: Path) -> Volume:
     # Whatever a broken file makes of tifffile's parser (it raises nearly everything) is one
     # thing to the user. Its log repeats in its own words what is said here.
     try:
-        with _quiet("tifffile"), tifffile.TiffFile(path) as tiff:
+        with _quiet(), tifffile.TiffFile(path) as tiff:
             series = _only_series(path, tiff)
             axes = _sizes(path, series)
             stored = series.asarray().reshape(*axes.values())
@@ -103,15 +104,28 @@ def read(path: Path) -> Volume:
     )
 
 
-@contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+class _Quiet(logging.Filter):
+    """Lets a library say nothing in this thread for a while; others hear it as before."""
+
+    def __init__(self, logger: str) -> None:
+        super().__init__()
+        self._here = threading.local()
+        logging.getLogger(logger).addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(self._here, "quiet", False)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self._here.quiet = True
+        try:
+            yield
+        finally:
+            self._here.quiet = False
+
+
+# What tifffile warns of is checked here and said in an error of ours.
+_quiet = _Quiet("tifffile")
 
 
 def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:

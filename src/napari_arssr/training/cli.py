@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from napari_arssr import arguments
 from napari_arssr.choices import NORMALIZATIONS, PRECISIONS
 from napari_arssr.errors import Cancelled, UsageError
-from napari_arssr.terminal import INTERRUPTED
+from napari_arssr.terminal import INTERRUPTED, show, warn
+from napari_arssr.timing import clock_words
 
 if TYPE_CHECKING:
     from napari_arssr.training.config import RunConfig
@@ -235,14 +236,12 @@ def _train(options: argparse.Namespace) -> int:
         )
 
     def report(progress: Progress) -> None:
-        from napari_arssr.training.logs import spelled
-
         if not options.quiet:
-            print(
+            show(
                 f"step {progress.step}  {progress.share:4.0%}  loss {progress.loss:.5f}  "
                 f"{progress.gain:+.2f} dB over cubic  {progress.psnr:.2f} dB"
-                f"{'  best' if progress.best else ''}  {spelled(progress.seconds_left)} left",
-                flush=True,
+                f"{'  best' if progress.best else ''}  {clock_words(progress.seconds_left)} left\n",
+                sys.stdout,
             )
 
     try:
@@ -251,13 +250,13 @@ def _train(options: argparse.Namespace) -> int:
             options.out,
             resume=options.resume,
             report=report,
-            warn=lambda text: print(f"napari-arssr: {text}", file=sys.stderr),
+            warn=warn,
             show_progress=not options.quiet,
         )
     except Cancelled as stopped:
         if not is_first_process():
             return 0  # another status would make the first process end before it has saved
-        print(f"napari-arssr: {stopped}", file=sys.stderr)
+        warn(str(stopped))
         return INTERRUPTED
     if not options.quiet and is_first_process():
         print(path)
@@ -449,7 +448,7 @@ def _patches(options: argparse.Namespace) -> int:
         ),
         manifest=options.manifest,
         strict=options.strict,
-        warn=lambda text: print(f"napari-arssr: {text}", file=sys.stderr),
+        warn=warn,
     )
     if not options.quiet:
         for part, folder in (("train", "train"), ("validation", "val")):

@@ -21,6 +21,8 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.field import CubicField, NetworkField
 from napari_arssr.models import Regressor
 from napari_arssr.normalization import Normalizer
+from napari_arssr.terminal import show
+from napari_arssr.timing import clock_words
 from napari_arssr.training.batches import Network
 from napari_arssr.training.config import TrainingConfig
 from napari_arssr.training.files import write_whole, writing
@@ -30,7 +32,7 @@ from napari_arssr.training.progress import Progress
 from napari_arssr.training.volumes import TrainingVolume
 from napari_arssr.volume import Box, Grid, Volume
 
-__all__ = ["LOG", "Curves", "Example", "ProgressLine", "TableLog", "tensorboard"]
+__all__ = ["LOG", "Curves", "Example", "StepLine", "TableLog", "tensorboard"]
 
 LOG = "log.csv"
 
@@ -211,7 +213,7 @@ class Example:
         return np.asarray(part.data[0], dtype=np.float32)
 
 
-class ProgressLine(Callback):
+class StepLine(Callback):
     """Where the run stands, on one line of a terminal; nothing elsewhere."""
 
     def __init__(self) -> None:
@@ -235,28 +237,12 @@ class ProgressLine(Callback):
         share, seconds = pl_module.share, pl_module.seconds
         left = seconds * (1 - share) / share if share else float("nan")
         pace = pl_module.step / max(seconds, 1e-9)
-        print(
+        show(
             f"\r\x1b[Kstep {pl_module.step}  {share:4.0%}  {pace:.2f} steps/s  "
-            f"{spelled(left)} left",
-            end="",
-            file=sys.stderr,
-            flush=True,
+            f"{clock_words(left)} left"
         )
 
     def clear(self) -> None:
         """Take the line away, for what is printed next."""
         if self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def spelled(seconds: float) -> str:
-    """A time as people say it: ``3:05``, ``2 h 10 min``, ``1 d 4 h``."""
-    if not seconds < 3.2e9:
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02}"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02} min"
-    return f"{hours // 24} d {hours % 24} h"
+            show("\r\x1b[K")

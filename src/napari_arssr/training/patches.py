@@ -224,7 +224,10 @@ def _read(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}")  # noqa: TRY301
-        [(v["content"], v["name"], v["split"], v["patches"]) for v in manifest["volumes"]]
+        parts = {v["split"] for v in manifest["volumes"] if v["content"] and v["name"]}
+        if unknown := sorted(parts - set(_FOLDERS)):
+            raise ValueError(f"there is no part {unknown[0]!r}")  # noqa: TRY301
+        [v["patches"] for v in manifest["volumes"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path}: this is no manifest of patches ({error}).") from None
     found: dict[str, Any] = manifest

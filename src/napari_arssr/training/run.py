@@ -32,7 +32,7 @@ from napari_arssr.training.data import PairData, steps_an_epoch, worker_count
 from napari_arssr.training.export import card_of, export_run, run_record
 from napari_arssr.training.files import make_folder, remove_partial
 from napari_arssr.training.keeper import Keeper
-from napari_arssr.training.logs import Curves, Example, ProgressLine, TableLog, tensorboard
+from napari_arssr.training.logs import Curves, Example, StepLine, TableLog, tensorboard
 from napari_arssr.training.module import TrainingModule
 from napari_arssr.training.plain import to_plain
 from napari_arssr.training.progress import Plan, Progress
@@ -386,7 +386,7 @@ class _Session:
         """Train to the end."""
         config, folder = self._config, self._folder
         resumed = (folder / LAST).exists()
-        line = ProgressLine()
+        line = StepLine()
         logger = tensorboard(folder, module.step)
         callbacks: list[Any] = []
         told: Callable[[Progress], None] = lambda _: None  # noqa: E731

@@ -173,31 +173,23 @@ class MappedVoxels:
         return {**self.__dict__, "_mapped": None}
 
 
-class NiftiVoxels(MappedVoxels):
-    """The first frame of an uncompressed NIfTI file, mapped into memory, in network units."""
+class NiftiVoxels:
+    """The first frame of an uncompressed NIfTI file, read where it is used, in network units."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], normalizer: Normalizer) -> None:
-        super().__init__(path, shape)
+        self._path = path
+        self.shape = shape
         self._normalizer = normalizer
-        self._slope, self._intercept = 1.0, 0.0
-
-    def _map(self) -> npt.NDArray[Any]:
-        import nibabel
-
-        proxy: Any = nibabel.load(self._path).dataobj  # type: ignore[attr-defined]
-        self._slope, self._intercept = float(proxy.slope), float(proxy.inter)
-        stored: npt.NDArray[Any] = proxy.get_unscaled()
-        # (i, j, k, …) → (z, y, x) of the first frame.
-        return stored.reshape(*self.shape[::-1], -1, order="F")[..., 0].T
+        self._stored: Any = None
 
     def __getitem__(self, part: tuple[slice, ...]) -> npt.NDArray[Any]:
-        stored = super().__getitem__(part)
-        if (self._slope, self._intercept) == (1.0, 0.0):
-            real = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-        else:
-            kind = stored.dtype.newbyteorder("=") if stored.dtype.kind == "f" else np.float32
-            real = (stored * np.float64(self._slope) + self._intercept).astype(kind)
-        return _stored(self._normalizer.normalize(real))
+        if self._stored is None:
+            self._stored = io.read(self._path, most=0).frame(0).data
+        return _stored(self._normalizer.normalize(np.asarray(self._stored[part])))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Every process opens the file for itself.
+        return {**self.__dict__, "_stored": None}
 
 
 def start_method() -> str:
