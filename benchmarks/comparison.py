@@ -29,10 +29,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from napari_arssr.choices import BASELINES, ENCODERS, SCALES
 from napari_arssr.evaluation.rows import write_whole
 
-BASELINES = ("SRCNN3D", "DCSRN", "ResCNN")
-ENCODERS = ("RDN", "ResCNN", "SRResNet")
 OURS = "ours"
 SETS = {"brains_t1w": "brains_t1w/val", "lesion": "lesion"}
 
@@ -100,7 +99,7 @@ def _options() -> argparse.Namespace:
     budget.add_argument("--minutes", type=float, help="budget, by the clock of one machine")
     budget.add_argument("--steps", type=int, help="budget, in steps of each network's own batch")
     parser.add_argument("--per", choices=["network", "method"], default="network")
-    parser.add_argument("--scales", nargs="+", default=["2", "2.5", "3", "3.5", "4"])
+    parser.add_argument("--scales", nargs="+", default=[f"{k:g}" for k in SCALES])
     parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=BASELINES)
     parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--volumes", type=int, metavar="N", help="score the first N of each set")

@@ -187,7 +187,7 @@ class Plan:
             words += ["--normalize", settings.normalize]
         if settings.consistency is not None:
             scanner = settings.consistency
-            words += ["--consistency", f"{scanner.kind}:{scanner.width:g}"]
+            words += ["--consistency", scanner.text]
         if settings.orientations != usual.orientations:
             words += ["--orientations", str(settings.orientations)]
         return in_command(words)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_arssr import arguments
+from napari_arssr.choices import METRICS, PRECISIONS, SCALES
 from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.terminal import ProgressLine, warn
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from napari_arssr.evaluation.scoring import Tools
 
 __all__ = ["add_evaluate"]
-
-_METRICS = "psnr,ssim,lpips,psi,lpc-si,consistency,dice"
 
 _EPILOG = """\
 methods ([NAME=]SOURCE[+orientations:N][+consistency]):
@@ -86,8 +85,9 @@ def _add_protocol(command: argparse.ArgumentParser) -> None:
         nargs="+",
         type=arguments.scale,
         metavar="SCALE",
-        default=[2.0, 2.5, 3.0, 3.5, 4.0],
-        help="2.5, or 1,1,4: voxels of HR per voxel of LR (default: 2 2.5 3 3.5 4)",
+        default=list(SCALES),
+        help="2.5, or 1,1,4: voxels of HR per voxel of LR (default: "
+        f"{' '.join(f'{scale:g}' for scale in SCALES)})",
     )
     command.add_argument(
         "--scanner",
@@ -123,9 +123,9 @@ def _add_metrics(command: argparse.ArgumentParser) -> None:
     """What is scored, and what that needs."""
     command.add_argument(
         "--metrics",
-        default=_METRICS,
+        default=",".join(METRICS),
         metavar="NAME,…",
-        help=f"some of {_METRICS} (default: all that can be had)",
+        help=f"some of {','.join(METRICS)} (default: all that can be had)",
     )
     command.add_argument(
         "--lpips-weights",
@@ -162,7 +162,7 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
+        choices=PRECISIONS,
         help="of networks; auto: bfloat16 where it is faster and as good",
     )
     command.add_argument(

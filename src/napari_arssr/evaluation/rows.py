@@ -16,12 +16,12 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from napari_arssr.choices import METRICS
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.files import whole_file
 
 __all__ = [
     "KEY",
-    "METRICS",
     "REFERENCE",
     "Row",
     "Skipped",
@@ -119,9 +119,6 @@ class Row:
 
 KEY = tuple(item.name for item in fields(Row))[:13]
 """The columns of which no two rows have all the same."""
-
-METRICS = ("psnr", "ssim", "lpips", "psi", "lpc-si", "consistency", "dice")
-"""What ``--metrics`` takes."""
 
 # Files of the first version have none of these. Such a row says nothing of them, so that it is
 # measured again where they count, and is read for what it says.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from napari_arssr.choices import METRICS, SCALES
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
 from napari_arssr.evaluation import pictures, segmentation
@@ -27,7 +28,6 @@ from napari_arssr.evaluation.protocol import (
     scanner_text,
 )
 from napari_arssr.evaluation.rows import (
-    METRICS,
     REFERENCE,
     Row,
     Skipped,
@@ -54,8 +54,6 @@ __all__ = [
 
 SKIPPED = "skipped.csv"
 """Beside the rows: what could not be scored in the last run, and why."""
-
-_DEFAULT_SCALES = (2.0, 2.5, 3.0, 3.5, 4.0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Settings:
     data: Sequence[Dataset]
     methods: Sequence[Method]
     rows: Path
-    scales: Sequence[float | Sequence[float]] = _DEFAULT_SCALES
+    scales: Sequence[float | Sequence[float]] = SCALES
     scanner: ScannerModel = field(default_factory=ScannerModel)
     noise: Sequence[float] = (0.0,)
     seed: int = 0
@@ -125,7 +123,7 @@ def versions() -> str:
 
 
 def known_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """The metrics of some names, in the order of :data:`~napari_arssr.evaluation.rows.METRICS`.
+    """The metrics of some names, in the order of :data:`~napari_arssr.choices.METRICS`.
 
     Raises
     ------

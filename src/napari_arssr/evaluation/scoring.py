@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.choices import METRICS
 from napari_arssr.errors import ArssrError, UsageError
 from napari_arssr.evaluation import segmentation
 from napari_arssr.evaluation.lpc_si import lpc_si
@@ -17,7 +18,7 @@ from napari_arssr.evaluation.methods import Case
 from napari_arssr.evaluation.metrics import data_consistency, psnr, ssim_in
 from napari_arssr.evaluation.protocol import Prepared
 from napari_arssr.evaluation.psi import psi
-from napari_arssr.evaluation.rows import METRICS, Row, counted
+from napari_arssr.evaluation.rows import Row, counted
 from napari_arssr.evaluation.slices import Intensities, SliceScores, slicewise
 from napari_arssr.volume import Volume
 
@@ -143,7 +144,7 @@ def score(
     Parameters
     ----------
     names : iterable of str
-        Some of :data:`~napari_arssr.evaluation.rows.METRICS`.
+        Some of :data:`~napari_arssr.choices.METRICS`.
     reference : Reference
     result : Volume
     case : Case

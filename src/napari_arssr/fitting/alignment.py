@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from napari_arssr.choices import Similarity
 from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.registration import (
     Agreement,
-    Metric,
     compare,
     read_motion,
     register,
@@ -67,7 +67,7 @@ def align(
     reference: int = 0,
     starts: Sequence[FloatArray] | None = None,
     registered: bool = False,
-    metric: Metric = "correlation",
+    metric: Similarity = "correlation",
     mask: Volume | None = None,
     seed: int = 0,
     stop: Stop = never,

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_arssr import arguments
+from napari_arssr.choices import FIT_METHODS, MOTIONS, PENALTIES, PRESETS, SIMILARITIES
 from napari_arssr.errors import Cancelled, UsageError
 from napari_arssr.terminal import INTERRUPTED, ProgressLine, warn
 
 if TYPE_CHECKING:
+    from napari_arssr.choices import FitMethod
     from napari_arssr.fitting.poses import FloatArray
-    from napari_arssr.fitting.settings import Method, Settings
+    from napari_arssr.fitting.settings import Settings
     from napari_arssr.fitting.state import State
     from napari_arssr.volume import Grid, Volume
 
@@ -63,10 +65,10 @@ def add_fit(commands: Any) -> None:
     )
     command.add_argument(
         "--method",
-        choices=["default", "srr", "irem", "bspline", "linear"],
+        choices=FIT_METHODS,
         help="see below (default: default; with --preset paper irem)",
     )
-    command.add_argument("--preset", choices=["default", "paper"], default="default")
+    command.add_argument("--preset", choices=PRESETS, default="default")
     _add_places(command)
     _add_model(command)
     _add_kept(command)
@@ -94,12 +96,12 @@ def _add_places(command: argparse.ArgumentParser) -> None:
     )
     places.add_argument(
         "--metric",
-        choices=["correlation", "mutual-information"],
+        choices=SIMILARITIES,
         help="what registration makes the most of (default: correlation)",
     )
     places.add_argument(
         "--motion",
-        choices=["none", "stacks", "slices"],
+        choices=MOTIONS,
         help="what moves during the fit of default and irem (default: slices)",
     )
     places.add_argument(
@@ -121,9 +123,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         help="slice-profile (a box), gaussian, kspace or cubic, and its width in slice distances "
         "(default: slice-profile:1)",
     )
-    model.add_argument(
-        "--prior", dest="penalty", choices=["tv", "tikhonov"], help="of SRR (default: tv)"
-    )
+    model.add_argument("--prior", dest="penalty", choices=PENALTIES, help="of SRR (default: tv)")
     model.add_argument("--weight", type=float, help="of the prior (default: chosen from the data)")
     model.add_argument(
         "--no-network",
@@ -220,7 +220,7 @@ def _fit(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> Settings:
     from napari_arssr.fitting.settings import Settings
 
-    method: Method = options.method or ("irem" if options.preset == "paper" else "default")
+    method: FitMethod = options.method or ("irem" if options.preset == "paper" else "default")
     given = {
         name: getattr(options, name)
         for name in _OPTIONS.values()

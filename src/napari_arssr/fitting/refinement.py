@@ -8,11 +8,10 @@ residuals. A slice that fits much worse than the others of its stack counts less
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.choices import Motion
 from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.fitting.poses import FloatArray, parameters_of, rigid, typical_motion
@@ -29,7 +28,6 @@ __all__ = [
     "slice_weights",
 ]
 
-Motion = Literal["none", "stacks", "slices"]
 Array = npt.NDArray[np.float32]
 
 # How far a slice is expected to be from the rest of its stack: radians, and millimetres.

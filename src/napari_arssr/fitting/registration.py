@@ -11,11 +11,12 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.choices import SIMILARITIES, Similarity
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import inside_of
@@ -28,15 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
-    "Metric",
     "compare",
     "overlap",
     "read_motion",
     "register",
     "write_motion",
 ]
-
-Metric = Literal["correlation", "mutual-information"]
 
 _VOXELS = 6_000_000  # of the volumes that are compared; more are no better for six numbers
 _SAMPLES = 60_000
@@ -66,7 +64,7 @@ def register(
     reference: Volume,
     moving: Volume,
     *,
-    metric: Metric = "correlation",
+    metric: Similarity = "correlation",
     start: FloatArray | None = None,
     mask: Volume | None = None,
     seed: int = 0,
@@ -97,8 +95,8 @@ def register(
     """
     import SimpleITK as sitk  # noqa: N813
 
-    if metric not in get_args(Metric):
-        raise UsageError(f"There is no likeness {metric!r}: choose {', '.join(get_args(Metric))}.")
+    if metric not in SIMILARITIES:
+        raise UsageError(f"There is no likeness {metric!r}: choose {', '.join(SIMILARITIES)}.")
     start = np.eye(4) if start is None else start
     if overlap(reference.grid, moving.grid.moved(start)) == 0:
         raise _apart(reference, moving)

@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from napari_arssr.choices import FitMethod, Motion, Penalty, PresetName, Similarity
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import UsageError
-from napari_arssr.fitting.refinement import Motion
-from napari_arssr.fitting.registration import Metric
-from napari_arssr.fitting.srr import Penalty
 from napari_arssr.volume import as_triple
 
-__all__ = ["Method", "Preset", "Settings"]
-
-Method = Literal["default", "srr", "irem", "bspline", "linear"]
-Preset = Literal["default", "paper"]
+__all__ = ["Settings"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +59,12 @@ class Settings:
     seed : int
     """
 
-    method: Method = "default"
-    preset: Preset = "default"
+    method: FitMethod = "default"
+    preset: PresetName = "default"
     spacing: float | Sequence[float] | None = None
     reference: int = 0
     register: bool = True
-    metric: Metric = "correlation"
+    metric: Similarity = "correlation"
     motion: Motion = "slices"
     scanner: ScannerModel = field(default_factory=lambda: ScannerModel("slice-profile"))
     penalty: Penalty = "tv"
@@ -83,10 +78,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, kind, value in (
-            ("method", Method, self.method),
-            ("preset", Preset, self.preset),
+            ("method", FitMethod, self.method),
+            ("preset", PresetName, self.preset),
             ("motion", Motion, self.motion),
-            ("metric", Metric, self.metric),
+            ("metric", Similarity, self.metric),
             ("penalty", Penalty, self.penalty),
         ):
             if value not in get_args(kind):

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.choices import Penalty
 from napari_arssr.errors import Cancelled, UsageError
 from napari_arssr.fitting.measurement import Measurement, Values
 from napari_arssr.volume import Triple
@@ -26,7 +27,6 @@ from napari_arssr.watching import Advance, Stop, never
 __all__ = ["Prior", "Problem", "Roughness", "gradient", "gradient_adjoint"]
 
 Array = npt.NDArray[np.float32]
-Penalty = Literal["tv", "tikhonov"]
 
 # Of the range of intensities: gradients below it count as flat.
 _FLAT = 0.01

@@ -7,18 +7,16 @@ Representation", IEEE JBHI 27(2), 2023.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from napari_arssr.choices import DecoderName, EncoderName
 from napari_arssr.models.decoders import PublishedDecoder, ResidualDecoder
 from napari_arssr.models.encoders import RDN, ResCNN, SRResNet
 from napari_arssr.models.lattice import Matrices, interpolate_points
 
 __all__ = ["ArSSR", "ModelConfig"]
-
-EncoderName = Literal["RDN", "ResCNN", "SRResNet"]
-DecoderName = Literal["published", "residual"]
 
 
 @dataclass(frozen=True)

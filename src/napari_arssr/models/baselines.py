@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from napari_arssr.choices import NORMALIZATIONS, Normalization
+from napari_arssr.choices import NORMALIZATIONS, BaselineName, Normalization
 from napari_arssr.models.encoders import ResCNN
 
 __all__ = ["BaselineConfig", "BaselineName", "Regressor"]
-
-BaselineName = Literal["SRCNN3D", "DCSRN", "ResCNN"]
 
 
 @dataclass(frozen=True)

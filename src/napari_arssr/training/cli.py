@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_arssr import arguments
-from napari_arssr.choices import NORMALIZATIONS, PRECISIONS
+from napari_arssr.choices import (
+    BASELINES,
+    CACHES,
+    DECODERS,
+    ENCODERS,
+    NORMALIZATIONS,
+    PRECISIONS,
+    PRESETS,
+    SCHEDULES,
+    STRATEGIES,
+)
 from napari_arssr.errors import Cancelled, UsageError
 from napari_arssr.terminal import INTERRUPTED, show, warn
 from napari_arssr.timing import clock_words
@@ -66,7 +76,7 @@ def _add_train(commands: Any) -> None:
     )
     command.add_argument(
         "--preset",
-        choices=["default", "paper"],
+        choices=PRESETS,
         help="default: that of the bundled weights; paper: Wu et al. 2023, as published",
     )
     command.add_argument("--config", type=Path, metavar="YAML", help="settings from a file")
@@ -105,7 +115,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     _add(data, "--hr-data-train", dest="data.train", nargs="+", help="the same as DATA")
     _add(data, "--holdout", type=int, help="subjects of DATA kept back to watch the run")
     _add(data, "--normalize", dest="training.normalization", choices=NORMALIZATIONS)
-    _add(data, "--cache", dest="data.cache", choices=["memory", "none"], help=_CACHE_HELP)
+    _add(data, "--cache", dest="data.cache", choices=CACHES, help=_CACHE_HELP)
     _add(data, "--workers", dest="data.workers", type=int, help="processes that make pairs")
     _add(
         data,
@@ -131,14 +141,14 @@ def _add_network(command: argparse.ArgumentParser) -> None:
         "--encoder",
         "--encoder-name",
         dest="training.model.encoder",
-        choices=["RDN", "ResCNN", "SRResNet"],
+        choices=ENCODERS,
     )
-    _add(network, "--decoder", dest="training.model.decoder", choices=["published", "residual"])
+    _add(network, "--decoder", dest="training.model.decoder", choices=DECODERS)
     for name in ("decoder-depth", "decoder-width", "feature-dim"):
         _add(network, f"--{name}", dest=f"training.model.{name.replace('-', '_')}", type=int)
     network.add_argument(
         "--baseline",
-        choices=["SRCNN3D", "DCSRN", "ResCNN"],
+        choices=BASELINES,
         help="train this rival of the paper instead, for one --scale",
     )
     network.add_argument(
@@ -160,7 +170,7 @@ def _add_steps(command: argparse.ArgumentParser) -> None:
     _add(steps, "--largest-patch", type=int, help="each batch takes a size from --patch to this")
     _add(steps, "--samples", "--ss", type=int, help="HR voxels decoded per pair (paper)")
     _add(steps, "--learning-rate", "--lr", type=float)
-    _add(steps, "--schedule", choices=["cosine", "step", "constant"])
+    _add(steps, "--schedule", choices=SCHEDULES)
     _add(steps, "--warm-up", type=int, metavar="STEPS")
     _add(
         steps,
@@ -200,7 +210,7 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
     _add(machine, "--gpu", dest="machine.device", type=_gpu, metavar="N", help="the same as cuda:N")
     _add(machine, "--devices", dest="machine.devices", type=int, help="GPUs a node")
     _add(machine, "--nodes", dest="machine.nodes", type=int)
-    _add(machine, "--strategy", dest="machine.strategy", choices=["auto", "ddp"])
+    _add(machine, "--strategy", dest="machine.strategy", choices=STRATEGIES)
     _add(
         machine,
         "--precision",

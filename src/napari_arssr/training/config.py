@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from napari_arssr.choices import Normalization, Precision
+from napari_arssr.choices import (
+    CACHES,
+    PRESETS,
+    STRATEGIES,
+    BaselineName,
+    Cache,
+    Normalization,
+    Precision,
+    PresetName,
+    Schedule,
+    Strategy,
+)
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.models import BaselineConfig, ModelConfig
 from napari_arssr.training.files import write_whole
@@ -19,7 +30,6 @@ __all__ = [
     "Augmentation",
     "DataConfig",
     "MachineConfig",
-    "PresetName",
     "RunConfig",
     "TrainingConfig",
     "WeightsConfig",
@@ -29,12 +39,8 @@ __all__ = [
     "write_config",
 ]
 
-PresetName = Literal["default", "paper"]
 Protocol = Literal["scanner", "paper"]
-Schedule = Literal["cosine", "step", "constant"]
-Cache = Literal["memory", "none"]
-Strategy = Literal["auto", "ddp"]
-Baseline = Literal["", "SRCNN3D", "DCSRN", "ResCNN"]
+Baseline = Literal["", BaselineName]
 
 # The network of the bundled weights: small enough for two cores and a live view.
 BUNDLED_NETWORK = ModelConfig(
@@ -420,8 +426,8 @@ class DataConfig:
     isotropic: bool = False
 
     def __post_init__(self) -> None:
-        if self.cache not in get_args(Cache):
-            raise UsageError(f"cache is one of {', '.join(get_args(Cache))}, not {self.cache!r}.")
+        if self.cache not in CACHES:
+            raise UsageError(f"cache is one of {', '.join(CACHES)}, not {self.cache!r}.")
         if self.workers < -1:
             raise UsageError(f"workers must be at least -1, not {self.workers}.")
 
@@ -447,10 +453,8 @@ class MachineConfig:
     strategy: Strategy = "auto"
 
     def __post_init__(self) -> None:
-        if self.strategy not in get_args(Strategy):
-            raise UsageError(
-                f"strategy is one of {', '.join(get_args(Strategy))}, not {self.strategy!r}."
-            )
+        if self.strategy not in STRATEGIES:
+            raise UsageError(f"strategy is one of {', '.join(STRATEGIES)}, not {self.strategy!r}.")
         if self.devices < 0 or self.nodes < 0:
             raise UsageError("Devices and nodes cannot be negative.")
         if self.devices > 1 and ":" in self.device:
@@ -519,7 +523,7 @@ def preset(name: str) -> RunConfig:
         return RunConfig()
     if name == "paper":
         return RunConfig(preset="paper", training=_PAPER)
-    raise UsageError(f"There is no preset {name!r}: choose {', '.join(get_args(PresetName))}.")
+    raise UsageError(f"There is no preset {name!r}: choose {', '.join(PRESETS)}.")
 
 
 _PAPER = TrainingConfig(
