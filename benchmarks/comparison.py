@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_arssr.choices import BASELINES, ENCODERS, SCALES
-from napari_arssr.evaluation.rows import write_whole
+from napari_arssr.files import write_whole
 
 OURS = "ours"
 SETS = {"brains_t1w": "brains_t1w/val", "lesion": "lesion"}

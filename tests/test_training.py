@@ -22,6 +22,7 @@ from torch import Tensor
 from napari_arssr import cli, io, models, weights
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
 from napari_arssr.field import CubicField, NetworkField
+from napari_arssr.files import write_whole
 from napari_arssr.models import BaselineConfig, ModelConfig
 from napari_arssr.normalization import Normalizer
 from napari_arssr.training import (
@@ -42,7 +43,6 @@ from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.training.config import of_baseline
 from napari_arssr.training.data import _leave_signals_to_the_run, training_pairs, worker_count
 from napari_arssr.training.export import BEST
-from napari_arssr.training.files import write_whole
 from napari_arssr.training.module import TrainingModule
 from napari_arssr.training.progress import Plan
 from napari_arssr.training.run import starting_from

@@ -514,7 +514,7 @@ def test_of_several_layers_all_are_saved_or_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     write_folder(str(tmp_path / "all.NII"), [good])
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["good.nii"]
-    with pytest.raises(FileError, match="there cannot be made"):
+    with pytest.raises(FileError, match="there: the folder cannot be made"):
         write_folder(str(tmp_path / "all" / "good.nii" / "there"), [good])
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from napari_arssr._layers import LayerData, loaded, volume_of_data
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.files import make_folder
 from napari_arssr.io import (
     LABEL,
     LABEL_INTENTS,
@@ -120,7 +121,7 @@ def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
             raise FileError(f"{there[0]} exists; choose another folder, or rename the layer.")
     with ExitStack() as undo:
         if not folder.exists():
-            _make(folder)
+            make_folder(folder)
             undo.callback(folder.rmdir)
         written: list[str] = []
         for target, (data, meta, kind) in zip(targets, layers, strict=True):
@@ -145,15 +146,6 @@ def _file_names(layers: Sequence[LayerData]) -> list[str]:
         numbered = (f"{name} ({number})" for number in count(2))
         names.append(next(one for one in chain([name], numbered) if one.lower() not in taken))
     return names
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise FileError(
-            f"{folder} cannot be made ({error.strerror}); choose another folder."
-        ) from None
 
 
 def _write(path: str, suffix: str, data: Any, meta: dict[str, Any], kind: str) -> list[str]:

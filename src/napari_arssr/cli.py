@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from napari_arssr import arguments
 from napari_arssr.choices import NORMALIZATIONS, ORIENTATIONS, PRECISIONS, SCANNER_KINDS
-from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
 from napari_arssr.evaluation.cli import add_evaluate
+from napari_arssr.files import make_folder
 from napari_arssr.fitting.cli import add_fit
 from napari_arssr.terminal import FAILED, INTERRUPTED, WRONG_USE, ProgressLine, warn
 from napari_arssr.training.cli import add_commands
@@ -171,7 +172,7 @@ def _upsample(options: argparse.Namespace) -> int:
     jobs = _jobs(options.inputs, options.output)
     if len(options.inputs) > 1 or options.inputs[0].is_dir():
         _check_once_for_all(settings)
-        _make_folder(options.output)
+        make_folder(options.output)
     done, failed, wrong_use = [], [], True
     for source, output in jobs:
         try:
@@ -245,15 +246,6 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
             )
         names[file.name] = file
     return [(file, output / file.name) for file in files]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"{folder}: the folder for the results cannot be made ({error.strerror})."
-        ) from None
 
 
 def _summary(result: dict[str, Any], seconds: float) -> str:

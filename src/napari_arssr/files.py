@@ -1,15 +1,27 @@
-"""Files that are whole under their names, or not there."""
+"""Files that are whole under their names, or not there; and what is said of one that cannot be."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-__all__ = ["PARTIAL", "sha256_of", "sync_folder", "whole_file"]
+from napari_arssr.errors import FileError
+
+__all__ = [
+    "PARTIAL",
+    "make_folder",
+    "remove_partial",
+    "sha256_of",
+    "sync_folder",
+    "whole_file",
+    "write_whole",
+    "writing",
+]
 
 PARTIAL = ".partial-"
 """How the name of a file begins that is not whole yet."""
@@ -47,6 +59,66 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while ``path`` is written into one sentence.
+
+    Raises
+    ------
+    FileError
+    """
+    try:
+        yield
+    # torch turns a full disk into a RuntimeError of its own.
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise FileError(
+            f"{path} cannot be written ({reason}); make room, or choose another folder."
+        ) from error
+
+
+def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
+    """Write a file as :func:`whole_file`, with the folders above it.
+
+    Parameters
+    ----------
+    path : Path
+    content : bytes, or a callable that writes them to an open file
+
+    Raises
+    ------
+    FileError
+        If it cannot be written; what was there stays.
+    """
+    make_folder(path.parent)
+    with writing(path), whole_file(path) as partial, partial.open("wb") as opened:
+        if callable(content):
+            content(opened)
+        else:
+            opened.write(content)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left half written, in the folders below as well."""
+    for path in folder.rglob(f"{PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises
+    ------
+    FileError
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{folder}: the folder cannot be made ({error.strerror}); choose another place."
+        ) from None
 
 
 def sync_folder(folder: Path) -> None:

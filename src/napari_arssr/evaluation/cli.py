@@ -200,7 +200,8 @@ def _run(options: argparse.Namespace, rows: Path) -> int:
     """Score, and say how many cases were skipped."""
     from napari_arssr.evaluation import running, segmentation
     from napari_arssr.evaluation.report import SETTINGS
-    from napari_arssr.evaluation.rows import counted, write_whole
+    from napari_arssr.evaluation.rows import counted
+    from napari_arssr.files import write_whole
 
     # What is refused is refused before anything is fetched or written.
     settings = _settings(options, rows)

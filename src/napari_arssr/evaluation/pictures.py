@@ -24,7 +24,8 @@ from napari_arssr import io
 from napari_arssr.errors import FileError
 from napari_arssr.evaluation.methods import Case
 from napari_arssr.evaluation.protocol import Prepared
-from napari_arssr.evaluation.rows import Row, write_whole
+from napari_arssr.evaluation.rows import Row
+from napari_arssr.files import write_whole
 from napari_arssr.volume import Box, Triple, Volume
 
 __all__ = [

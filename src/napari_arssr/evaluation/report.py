@@ -16,9 +16,10 @@ from napari_arssr.errors import FileError, UsageError
 from napari_arssr.evaluation import pictures
 from napari_arssr.evaluation.charts import Series, line_chart
 from napari_arssr.evaluation.montage import SMALLEST_SIDE, Panel, Window, choose_window, montage
-from napari_arssr.evaluation.rows import REFERENCE, Row, counted, read_rows, write_whole
+from napari_arssr.evaluation.rows import REFERENCE, Row, counted, read_rows
 from napari_arssr.evaluation.running import SKIPPED
 from napari_arssr.evaluation.tables import COLUMNS, Block, Group, Table, compare, groups, tables
+from napari_arssr.files import write_whole
 
 __all__ = ["FIGURES", "SETTINGS", "has_results", "write_report"]
 

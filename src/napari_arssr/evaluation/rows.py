@@ -18,7 +18,7 @@ from typing import Any
 
 from napari_arssr.choices import METRICS
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.files import whole_file
+from napari_arssr.files import make_folder, write_whole, writing
 
 __all__ = [
     "KEY",
@@ -318,29 +318,12 @@ def _pyarrow(path: Path) -> Any:
     return arrow
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole, with the folders above it.
-
-    Raises
-    ------
-    FileError
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror}); try elsewhere.") from None
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Wait until no other process changes the file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with writing(path):
         lock = path.with_name(f".{path.name}.lock").open("a+b")
-    except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror}); try elsewhere.") from None
     with lock:
         try:
             import fcntl

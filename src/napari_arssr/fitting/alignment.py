@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_arssr.choices import Similarity
 from napari_arssr.errors import Cancelled, FileError, UsageError
+from napari_arssr.files import make_folder
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.registration import (
     Agreement,
@@ -184,10 +185,7 @@ def write_motions(
         If the folder cannot be made or written to.
     """
     place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{place}: the folder cannot be made ({error.strerror}).") from None
+    make_folder(place)
     paths = [place / _file_name(number, name) for number, name in enumerate(names)]
     for path, motion in zip(paths, motions, strict=True):
         write_motion(path, motion)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
-from napari_arssr.files import sync_folder
+from napari_arssr.files import PARTIAL, sync_folder
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.casting import cast
 from napari_arssr.io.origin import Layout, Origin, origin_of
@@ -213,8 +213,8 @@ def create(
         raise UsageError(f"{path}: a volume has at least one frame, not {frames}.")
     _check_space(path, layout.size)
     finals = files_of(path)
-    token = secrets.token_hex(4)
-    temporary = [path.with_name(f".{token}{known_suffix(final)}") for final in finals]
+    stem = f"{PARTIAL}{secrets.token_hex(8)}"
+    temporary = [path.with_name(f"{stem}{known_suffix(final)}") for final in finals]
     start = tiff.start if known_suffix(path) in tiff.SUFFIXES else nifti.start
     try:
         with ExitStack() as stack:

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from napari_arssr.errors import FileError
-from napari_arssr.training.files import write_whole
+from napari_arssr.files import write_whole
 
 __all__ = ["LAST", "RUN_KEY", "PlainCheckpointIO", "read_checkpoint"]
 

@@ -21,8 +21,8 @@ from napari_arssr.choices import (
     Strategy,
 )
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.files import write_whole
 from napari_arssr.models import BaselineConfig, ModelConfig
-from napari_arssr.training.files import write_whole
 from napari_arssr.training.plain import from_plain, require_finite, to_plain
 from napari_arssr.volume import as_triple
 

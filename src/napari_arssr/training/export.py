@@ -12,6 +12,7 @@ import torch
 
 import napari_arssr
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.files import write_whole
 from napari_arssr.models import (
     BaselineCard,
     Card,
@@ -24,7 +25,6 @@ from napari_arssr.models import (
 from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.training.config import RunConfig, TrainingConfig
-from napari_arssr.training.files import write_whole
 from napari_arssr.training.plain import from_plain, to_plain
 from napari_arssr.training.volumes import Split
 

@@ -19,13 +19,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.field import CubicField, NetworkField
+from napari_arssr.files import write_whole, writing
 from napari_arssr.models import Regressor
 from napari_arssr.normalization import Normalizer
 from napari_arssr.terminal import show
 from napari_arssr.timing import clock_words
 from napari_arssr.training.batches import Network
 from napari_arssr.training.config import TrainingConfig
-from napari_arssr.training.files import write_whole, writing
 from napari_arssr.training.module import TrainingModule
 from napari_arssr.training.pairs import Stream, generator_for
 from napari_arssr.training.progress import Progress

@@ -21,7 +21,7 @@ import napari_arssr
 from napari_arssr import io
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.training.files import make_folder, write_whole
+from napari_arssr.files import make_folder, write_whole
 from napari_arssr.training.paper import patch_starts
 from napari_arssr.training.volumes import (
     MANIFEST,

@@ -22,7 +22,7 @@ from napari_arssr import io, weights
 from napari_arssr.choices import Precision
 from napari_arssr.devices import bfloat16_is_faster, choose_device, float32_means_float32
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
-from napari_arssr.files import sha256_of
+from napari_arssr.files import make_folder, remove_partial, sha256_of
 from napari_arssr.models import GROWING, ArSSR, can_grow, grow, load_baseline, save
 from napari_arssr.signals import StopRequest, requeue, slurm_job
 from napari_arssr.training.batches import Network, build_network
@@ -30,7 +30,6 @@ from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, 
 from napari_arssr.training.config import RunConfig, TrainingConfig, write_config
 from napari_arssr.training.data import PairData, steps_an_epoch, worker_count
 from napari_arssr.training.export import card_of, export_run, run_record
-from napari_arssr.training.files import make_folder, remove_partial
 from napari_arssr.training.keeper import Keeper
 from napari_arssr.training.logs import Curves, Example, StepLine, TableLog, tensorboard
 from napari_arssr.training.module import TrainingModule

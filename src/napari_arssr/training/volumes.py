@@ -20,9 +20,8 @@ import numpy.typing as npt
 from napari_arssr import io
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, FileError, UsageError
-from napari_arssr.files import sha256_of
+from napari_arssr.files import make_folder, sha256_of, write_whole
 from napari_arssr.normalization import Normalizer
-from napari_arssr.training.files import make_folder, write_whole
 
 __all__ = [
     "MANIFEST",
