@@ -22,6 +22,7 @@ from napari_arssr.evaluation import pictures, psnr, scoring, ssim
 from napari_arssr.evaluation.methods import Machine, file_sha256, parse
 from napari_arssr.evaluation.protocol import (
     factors_of,
+    foreground,
     make_case,
     parse_dataset,
     parse_datasets,
@@ -157,14 +158,165 @@ def test_without_its_weights_lpips_is_not_available_and_all_else_is_done(
     nowhere = tuple(replace(f, address="https://127.0.0.1:9/x") for f in lpips.FILES)
     monkeypatch.setattr(lpips.fetch, "__defaults__", (None, nowhere, None))
     monkeypatch.setenv("NAPARI_ARSSR_CACHE", str(tmp_path / "cache"))
-    assert command(folder, tmp_path / "out", "--methods", "cubic", metrics="psnr,lpips") == 0
-    assert "LPIPS is not available" in capsys.readouterr().err
+    # It was asked for by name, so that it is missing: counted, named, and in the exit status.
+    assert command(folder, tmp_path / "out", "--methods", "cubic", metrics="psnr,lpips") == 1
+    said = capsys.readouterr()
+    assert "LPIPS is not available" in said.err
+    assert "1 case skipped" in said.out
+    assert "lpips: it is not available here" in (tmp_path / "out" / "skipped.csv").read_text()
     rows = read_rows(tmp_path / "out" / "rows.csv")
     assert all(math.isnan(row.lpips) and row.psnr > 0 for row in rows)
     assert rows[0].attempted == {"psnr"}
 
 
+def test_what_a_row_holds_is_what_the_metrics_give(tmp_path):
+    """Ranges, scanner and slices as defined: each a call of its own beside the row's columns."""
+    from test_metrics_slices import random_state
+
+    from napari_arssr.evaluation import lpips
+    from napari_arssr.evaluation.lpc_si import lpc_si
+    from napari_arssr.evaluation.metrics import data_consistency
+    from napari_arssr.evaluation.psi import psi
+    from napari_arssr.evaluation.slices import Intensities, slicewise
+
+    data = tmp_path / "set"
+    data.mkdir()
+    # Large and with edges along one direction at least: else no slice has a PSI.
+    blocks = np.random.default_rng(0).uniform(100, 900, (5, 12, 12)).repeat(8, 0).repeat(8, 1)
+    truth = Volume(blocks.repeat(8, 2).astype(np.float32), AFFINE)
+    io.write(data / "a.nii.gz", truth)
+    # Brighter than its reference, and flat in slices in which that is not.
+    other = replace(truth, data=(truth.data * 1.5 + 40).astype(np.float32))
+    other.data[20:22] = 300
+    (tmp_path / "theirs" / "x2").mkdir(parents=True)
+    io.write(tmp_path / "theirs" / "x2" / "a.nii.gz", other)
+    features, heads = random_state()
+    torch.save(features | heads, tmp_path / "lpips.pth")
+    model = lpips.load([tmp_path / "lpips.pth"])
+    settings = settings_for(
+        data,
+        tmp_path,
+        methods=[parse(f"theirs={tmp_path / 'theirs'}")],
+        scales=[2.0],
+        scanner=parse_scanner("kspace:1.3"),
+        metrics=("lpips", "psi", "lpc-si", "consistency"),
+    )
+    evaluate(settings, Tools(lpips=model))
+    (row,) = [row for row in read_rows(settings.rows) if row.method == "theirs"]
+    intensities = Intensities.of(truth.data)
+    unit, own = intensities.unit(other.data), intensities.unit(truth.data)
+    assert row.lpips == pytest.approx(lpips.lpips_slices(model, own, unit).mean, rel=1e-5)
+    for name, score, gain in (("psi", psi, 1), ("lpc_si", lpc_si, 255)):
+        mine, reference = (slicewise(score, part * np.float32(gain)) for part in (unit, own))
+        assert np.isnan(mine.z[20])
+        assert not np.isnan(reference.z[20])
+        means = [
+            np.mean(np.nan_to_num(one)[~np.isnan(two)])
+            for one, two in zip(mine.directions, reference.directions, strict=True)
+            if not np.isnan(two).all()
+        ]
+        assert getattr(row, name) == pytest.approx(np.mean(means), rel=1e-5)
+    low = ScannerModel("kspace", 1.3).measure(truth, truth.grid.scaled(0.5))
+    expected = data_consistency(other, low, ScannerModel("kspace", 1.3))
+    assert row.consistency == pytest.approx(expected, abs=1e-4)
+
+
 # ------------------------------------------------------------------------------ protocol
+
+
+def test_values_below_zero_are_no_background_by_their_sign(tmp_path):
+    ball = brain()
+    inside = ball.data > 0
+    scores = np.where(inside, (ball.data - 600) / 200, 0).astype(np.float32)
+    assert scores.min() < 0
+    np.testing.assert_array_equal(foreground(scores), inside & (scores != 0))
+    tomogram = np.where(inside, ball.data - 1000, -1024).astype(np.float32)
+    assert tomogram.max() < 0
+    np.testing.assert_array_equal(foreground(tomogram), inside)
+
+
+def test_results_made_elsewhere_count_for_the_input_they_were_made_of(folder, tmp_path, capsys):
+    theirs = tmp_path / "theirs"
+    for name, noise in (("x2", 0.0), ("x2-noise5", 5.0)):
+        (theirs / name).mkdir(parents=True)
+        for number in (1, 2):
+            volume = brain(number)
+            data = volume.data + np.float32(noise)
+            io.write(theirs / name / f"sub-{number}.nii.gz", replace(volume, data=data))
+    settings = settings_for(
+        folder, tmp_path, methods=[parse(str(theirs))], scales=[2.0], noise=(0.0, 5.0, 10.0)
+    )
+    outcome = run(settings)
+    rows = read_rows(settings.rows)
+    assert {row.noise_percent for row in rows} == {0.0, 5.0}
+    assert len({row.psnr for row in rows if row.volume == "sub-1.nii.gz"}) == 2
+    assert {one.reason.endswith("x2-noise10/sub-1.nii.gz.") for one in outcome.skipped} == {
+        True,
+        False,
+    }
+    # Cut, they were made of another volume than the LR one that is at hand.
+    outcome = run(replace(settings, noise=(0.0,), crop=1, rows=tmp_path / "cut.csv"))
+    assert all(math.isnan(row.consistency) for row in read_rows(tmp_path / "cut.csv"))
+    assert "made of the whole volume" in outcome.skipped[0].reason
+
+
+def test_metrics_are_never_added_to_what_another_version_measured(folder, tmp_path):
+    settings = settings_for(folder, tmp_path, methods=[parse("cubic")], scales=[2.0])
+    run(replace(settings, metrics=("psnr",)))
+    for row in read_rows(settings.rows):
+        add_row(settings.rows, replace(row, versions="napari-arssr=0.0.1", psnr=1.0))
+    run(settings)
+    for row in read_rows(settings.rows):
+        assert "torch=" in row.versions
+        assert row.psnr > 10  # measured again, with all that is beside it
+        assert row.ssim > 0
+    for row in read_rows(settings.rows)[:1]:
+        add_row(settings.rows, replace(row, versions="napari-arssr=0.0.1"))
+    group = groups(read_rows(settings.rows))[0]
+    assert "Of more than one set of versions: cubic." in tables(group)[0].notes
+
+
+def test_pictures_are_of_the_first_volume_that_could_be_scored(folder, tmp_path):
+    io.write(folder / "a.nii.gz", Volume(np.full((24, 26, 28), 7.0, np.float32), AFFINE))
+    out = tmp_path / "out"
+    assert command(folder, out, "--methods", "cubic", metrics="psnr") == 1
+    assert list((out / "figures").glob("*.png"))
+
+
+def test_what_was_skipped_stands_beside_its_own_report(folder, tmp_path):
+    io.write(folder / "a.nii.gz", Volume(np.full((24, 26, 28), 7.0, np.float32), AFFINE))
+    rows = tmp_path / "rows.csv"
+    words = ("--methods", "cubic", "--rows", rows, "--pictured", "0")
+    assert command(folder, tmp_path / "a", *words, metrics="psnr") == 1
+    (folder / "a.nii.gz").unlink()
+    assert command(folder, tmp_path / "b", *words, metrics="psnr") == 0
+    assert "every voxel is 7" in (tmp_path / "a" / "skipped.csv").read_text()
+    assert "every voxel is 7" not in (tmp_path / "b" / "skipped.csv").read_text()
+
+
+@pytest.mark.parametrize("kind", ["older", "newer"])
+def test_rows_of_other_versions_are_said_to_be_of_those(folder, tmp_path, kind):
+    settings = settings_for(folder, tmp_path, metrics=("psnr",), scales=[2.0])
+    run(settings)
+    lines = [line.split(",") for line in settings.rows.read_text().splitlines()]
+    place = lines[0].index("precision_asked")
+    for number, line in enumerate(lines):
+        if kind == "older":
+            del line[place]
+        else:
+            line.append("sharpness" if number == 0 else "1")
+    settings.rows.write_text("\n".join(",".join(line) for line in lines))
+    with pytest.raises(FileError, match=f"written by an? {kind} version of napari-arssr"):
+        read_rows(settings.rows)
+
+
+def test_a_path_with_an_equals_sign_is_a_path(folder, tmp_path):
+    session = tmp_path / "ses=1"
+    session.mkdir()
+    (folder / "sub-1.nii.gz").rename(session / "sub-1.nii.gz")
+    assert parse_dataset(str(session)).name == "ses=1"
+    assert parse_dataset(f"one={session}").name == "one"
+    assert parse(str(session)).name == "ses=1"
 
 
 def test_cubic_corner_is_the_published_zoom(folder):
@@ -419,10 +571,10 @@ def test_a_baseline_refines_cubic_interpolation_at_its_own_scales(folder, tmp_pa
         expected = low + (high - low) * model(torch.from_numpy(cubic)[None])[0].numpy()
     assert np.abs(result.data - expected).max() < 1e-3 * (high - low)
     assert result.grid == prepared.volume.grid
-    assert method.digest("", (2, 2, 2)) == file_sha256(weights / "a.safetensors")
-    assert method.digest("", (3, 3, 3)) == file_sha256(weights / "b.safetensors")
+    assert method.digest("", (2, 2, 2), 0.0) == file_sha256(weights / "a.safetensors")
+    assert method.digest("", (3, 3, 3), 0.0) == file_sha256(weights / "b.safetensors")
     with pytest.raises(UsageError, match=r"no weights for scale 2\.5, only for 2, 3"):
-        method.digest("", (2.5, 2.5, 2.5))
+        method.digest("", (2.5, 2.5, 2.5), 0.0)
 
 
 def test_weights_are_read_before_the_clock_runs(folder, tmp_path):

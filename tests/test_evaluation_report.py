@@ -56,6 +56,19 @@ def test_a_table_holds_means_and_deviations_and_marks_the_best():
     assert f"| poor | {np.mean(POOR):.2f} ± {np.std(POOR, ddof=1):.2f} |" in text
 
 
+def test_names_of_any_signs_leave_tables_whole():
+    names = ("a|b", "*star", "[x]<y>")
+    made = table([row for name in names for row in rows(name, GOOD)])
+    lines = [line for line in made.markdown().splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3}
+    assert "| \\*star |" in made.markdown()
+    tex = made.latex()
+    assert r"{}*star & " in tex
+    assert r"{}[x]\textless{}y\textgreater{} & " in tex
+    assert r"a\textbar{}b" in tex
+    assert "Table 2 of the evaluation" in tex
+
+
 def test_the_best_is_tested_against_the_runner_up_in_pairs():
     made = table(rows("good", GOOD) + rows("poor", POOR) + rows("fair", FAIR))
     runner_up, p = made.blocks[0].tests["2"]

@@ -19,7 +19,7 @@ from napari_arssr.evaluation.lpc_si import lpc_si
 from napari_arssr.evaluation.psi import psi
 from napari_arssr.evaluation.slices import Intensities, SliceScores, slicewise
 from napari_arssr.field import CubicField
-from napari_arssr.volume import Grid, Volume
+from napari_arssr.volume import Box, Grid, Volume
 
 
 def picture(shape=(140, 133), blur=1.5, seed=0):
@@ -459,7 +459,9 @@ def ants(monkeypatch):
 
     module.from_numpy = _Image
     module.atropos = atropos
+    module.config = types.SimpleNamespace(set_ants_deterministic=lambda **_: None)
     monkeypatch.setitem(sys.modules, "ants", module)
+    monkeypatch.delenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", raising=False)
     return module
 
 
@@ -503,6 +505,46 @@ def test_priors_give_six_regions_and_must_lie_on_the_volume(ants, tmp_path):
     (tmp_path / "prior6.nii.gz").unlink()
     with pytest.raises(FileError, match="5 prior maps are there where 6"):
         segmentation.Priors.read(tmp_path)
+
+
+def test_places_are_told_to_ants_in_the_digits_of_its_own_files(ants):
+    """Prior maps go through NIfTI files, whose origins are float32: others lie elsewhere."""
+    affine = np.diag([1.2, 1.2, 1.2, 1.0])
+    affine[:3, 3] = 33.6 + 1e-6, -10.7, 1 / 3
+    segmentation.segment(Volume(np.ones((4, 5, 6), np.float32), affine), np.ones((4, 5, 6), bool))
+    image = ants.asked[0]["a"]
+    for values in (image.origin, image.spacing):
+        assert np.array_equal(values, np.asarray(values, dtype=np.float32))
+
+
+def test_priors_on_the_whole_volume_are_cut_with_it():
+    grid = Grid.from_spacing((6, 7, 8), 2.0)
+    maps = tuple(
+        Volume(np.full(grid.shape, n, dtype=np.float32), grid.affine, name=str(n)) for n in range(6)
+    )
+    box = Box((1, 2, 3), (5, 6, 7))
+    cut = segmentation.Priors(maps).cut(grid, box)
+    assert all(one.grid == grid.crop(box) for one in cut.maps)
+    elsewhere = Grid.from_spacing((6, 7, 8), 3.0)
+    assert segmentation.Priors(maps).cut(elsewhere, box).maps[0].grid == grid
+
+
+def test_real_ants_segments_a_cut_volume_alike_every_time(tmp_path):
+    pytest.importorskip("ants", reason="the extra 'segmentation' is not installed")
+    affine = np.array([[-1.2, 0, 0, 20.3], [0, 1.2, 0, -10.7], [0, 0, 1.2, 3.4], [0, 0, 0, 1]])
+    z, y, x = np.indices((30, 32, 31)) - 15
+    radius = np.sqrt(z**2 + y**2 + x**2)
+    texture = np.random.default_rng(0).normal(scale=30, size=radius.shape)
+    data = np.where(radius < 13, 900 - 40 * radius + texture, 0).astype(np.float32)
+    volume = Volume(data, affine, name="ball")
+    bounds = [(0, 3), (3, 5), (5, 7), (7, 9), (9, 11), (11, 14)]
+    maps = [((radius >= a) & (radius < b)).astype(np.float32) for a, b in bounds]
+    priors = segmentation.Priors(tuple(Volume(one, affine, name="prior") for one in maps))
+    box = Box((1, 2, 1), (29, 30, 30))
+    part, cut = volume.crop(box), priors.cut(volume.grid, box)
+    found = [segmentation.segment(part, part.data > 0, cut) for _ in range(2)]
+    assert set(np.unique(found[0])) == set(range(7))
+    np.testing.assert_array_equal(*found)
 
 
 def test_what_ants_cannot_segment_is_named(ants):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,6 @@ def _add_metrics(command: argparse.ArgumentParser) -> None:
     """What is scored, and what that needs."""
     command.add_argument(
         "--metrics",
-        default=",".join(METRICS),
         metavar="NAME,…",
         help=f"some of {','.join(METRICS)} (default: all that can be had)",
     )
@@ -186,13 +186,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     if skipped and not has_results(rows):
         warn(
             "nothing could be scored, so that there are no tables; "
-            f"{rows.with_name(SKIPPED)} says why."
+            f"{options.out / SKIPPED} says why."
         )
         return 1
     written = write_report(options.out, rows, planes=options.planes)
     if not options.quiet:
         pages = [path for path in written if path.suffix in (".html", ".md", ".tex")]
-        print(f"Wrote {', '.join(map(str, [rows, *pages]))}.")
+        made = [rows] if options.data else []
+        print(f"Wrote {', '.join(map(str, [*made, *pages]))}.")
     return 1 if skipped else 0
 
 
@@ -206,10 +207,12 @@ def _run(options: argparse.Namespace, rows: Path) -> int:
     # What is refused is refused before anything is fetched or written.
     settings = _settings(options, rows)
     tools = _tools(options, settings.metrics)
+    if "dice" in settings.metrics and (reason := segmentation.why_not()):
+        warn(reason)
+    if options.metrics is None:  # all that can be had
+        settings = replace(settings, metrics=running.available_metrics(settings.metrics, tools))
     text = running.settings_text(settings)
     write_whole(options.out / SETTINGS, f"{text}\n".encode())
-    if "dice" in settings.metrics and (reason := segmentation.why_not()) and not options.quiet:
-        warn(reason)
 
     def report(row: Row) -> None:
         if not options.quiet:
@@ -241,7 +244,7 @@ def _settings(options: argparse.Namespace, rows: Path) -> Settings:
     from napari_arssr.evaluation.methods import Machine, named_apart, parse
     from napari_arssr.evaluation.protocol import parse_datasets, parse_scanner
     from napari_arssr.evaluation.rows import read_rows
-    from napari_arssr.evaluation.running import Settings, known_metrics
+    from napari_arssr.evaluation.running import SKIPPED, Settings, known_metrics
 
     if options.crop is not None and options.crop < 0:
         raise UsageError(f"--crop takes a number of voxels, not {options.crop}.")
@@ -251,7 +254,8 @@ def _settings(options: argparse.Namespace, rows: Path) -> Settings:
         raise UsageError("--noise is between 0 and 100 per cent.")
     if options.seed < 0:
         raise UsageError(f"A seed is a whole number of at least 0, not {options.seed}.")
-    metrics = known_metrics([name for name in options.metrics.split(",") if name])
+    words = METRICS if options.metrics is None else options.metrics.split(",")
+    metrics = known_metrics([name for name in words if name])
     scanner = parse_scanner(options.scanner)
     choose_device(options.device)
     data = parse_datasets(options.data)
@@ -273,6 +277,7 @@ def _settings(options: argparse.Namespace, rows: Path) -> Settings:
         machine=Machine(options.device, options.precision, options.memory),
         pictures=options.out / "pictures" if options.pictured else None,
         pictured=options.pictured,
+        skipped=options.out / SKIPPED,
     )
 
 

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from napari_arssr import io
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.evaluation.rows import RESULTS
 from napari_arssr.files import sha256_of
 from napari_arssr.volume import Box, Grid, Triple, Volume
 from napari_arssr.watching import Stop, never
@@ -85,6 +86,8 @@ class Case:
     whole : Grid
         Of the reference before it was cut, and the part that is left.
     box : Box
+    noise : float
+        In ``low``, per cent of the reference's range.
     """
 
     low: Volume
@@ -94,6 +97,7 @@ class Case:
     name: str
     whole: Grid
     box: Box
+    noise: float = 0.0
 
 
 class Method(Protocol):
@@ -121,7 +125,7 @@ class Method(Protocol):
         So the time of :meth:`run` is that of the work alone.
         """
 
-    def digest(self, name: str, factors: Triple) -> str:
+    def digest(self, name: str, factors: Triple, noise: float) -> str:
         """SHA-256 of the weights (or the result) for one case, empty where there is none.
 
         Raises
@@ -148,6 +152,15 @@ def file_sha256(path: Path) -> str:
         raise FileError(f"{path} cannot be read ({error.strerror}).") from None
 
 
+def name_and_source(text: str) -> tuple[str, str]:
+    """``NAME=SOURCE`` apart, the name empty where there is none.
+
+    A path that is there is a path, whatever signs are in it.
+    """
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and not Path(text).exists() else ("", text)
+
+
 def parse(text: str) -> Method:
     """A method from its words; see the module's text.
 
@@ -156,14 +169,14 @@ def parse(text: str) -> Method:
     UsageError, FileError
         If there is no such method, or its files are not what they should be.
     """
-    given, equals, source = text.partition("=")
-    name, source = (given, source) if equals else ("", text)
-    if equals and not name:
-        raise UsageError(f"{text!r}: a method needs a name before '='.")
     options: dict[str, str | None] = {}
-    while found := _OPTION.search(source):
-        source = source[: found.start()]
+    words = text
+    while found := _OPTION.search(words):
+        words = words[: found.start()]
         options.setdefault(found["word"], found["value"])
+    name, source = name_and_source(words)
+    if source != words and not name:
+        raise UsageError(f"{text!r}: a method needs a name before '='.")
     method = _parse_source(source, name)
     if "orientations" in options:
         method = _turned(method, options["orientations"], name, text)
@@ -229,7 +242,7 @@ class _Cubic:
     def ready(self, _factors: Triple) -> None:
         import_module("napari_arssr.field")
 
-    def digest(self, _name: str, _factors: Triple) -> str:
+    def digest(self, _name: str, _factors: Triple, _noise: float) -> str:
         return ""
 
     def run(self, case: Case, _machine: Machine, stop: Stop) -> tuple[Volume, str, str]:
@@ -252,7 +265,7 @@ class _BackProjection:
     def ready(self, _factors: Triple) -> None:
         import_module("napari_arssr.evaluation.back_projection")
 
-    def digest(self, _name: str, _factors: Triple) -> str:
+    def digest(self, _name: str, _factors: Triple, _noise: float) -> str:
         return ""
 
     def run(self, case: Case, _machine: Machine, _stop: Stop) -> tuple[Volume, str, str]:
@@ -298,7 +311,7 @@ class _Network:
         import_module("napari_arssr.upsampling")
         self.loaded  # noqa: B018 - reads the weights
 
-    def digest(self, _name: str, _factors: Triple) -> str:
+    def digest(self, _name: str, _factors: Triple, _noise: float) -> str:
         return self._digest
 
     @cached_property
@@ -360,7 +373,7 @@ class _Baseline:
         import_module("napari_arssr.field")
         self._at(factors).model  # noqa: B018 - reads the weights
 
-    def digest(self, _name: str, factors: Triple) -> str:
+    def digest(self, _name: str, factors: Triple, _noise: float) -> str:
         return self._at(factors).digest
 
     def _at(self, factors: Triple) -> _Scale:
@@ -505,8 +518,8 @@ class _Consistent:
         import_module("napari_arssr.consistency")
         self.inner.ready(factors)
 
-    def digest(self, name: str, factors: Triple) -> str:
-        return self.inner.digest(name, factors)
+    def digest(self, name: str, factors: Triple, noise: float) -> str:
+        return self.inner.digest(name, factors, noise)
 
     def run(self, case: Case, machine: Machine, stop: Stop) -> tuple[Volume, str, str]:
         from napari_arssr.consistency import Consistency
@@ -555,18 +568,18 @@ def _baseline(files: Sequence[Path], name: str) -> _Baseline:
 class _Results:
     name: str
     folder: str
-    network = "results"
-    recipe = "results"
+    network = RESULTS
+    recipe = RESULTS
     parameters = 0
 
     def ready(self, _factors: Triple) -> None:
         return
 
-    def digest(self, name: str, factors: Triple) -> str:
-        return file_sha256(self._path(name, factors))
+    def digest(self, name: str, factors: Triple, noise: float) -> str:
+        return file_sha256(self._path(name, factors, noise))
 
     def run(self, case: Case, _machine: Machine, _stop: Stop) -> tuple[Volume, str, str]:
-        path = self._path(case.name, case.factors)
+        path = self._path(case.name, case.factors, case.noise)
         volume = io.read(path)
         if volume.data.ndim != 3 or volume.grid.shape != case.whole.shape:
             raise UsageError(
@@ -582,8 +595,10 @@ class _Results:
         cut = volume.crop(case.box)
         return replace(cut, data=cut.data.astype(np.float32), affine=case.grid.affine), "", ""
 
-    def _path(self, name: str, factors: Triple) -> Path:
-        folder = Path(self.folder) / f"x{scale_text(factors)}"
+    def _path(self, name: str, factors: Triple, noise: float) -> Path:
+        # A result of one input says nothing of another.
+        noisy = f"-noise{noise:g}" if noise else ""
+        folder = Path(self.folder) / f"x{scale_text(factors)}{noisy}"
         tried = list(self._candidates(folder, name))
         for path in tried:
             if path.is_file():

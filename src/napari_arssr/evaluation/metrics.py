@@ -45,7 +45,8 @@ def psnr(
 ) -> float:
     """Peak signal-to-noise ratio, in decibels.
 
-    PSNR = 10 log₁₀(L² / MSE), with L the data range and MSE the mean squared error.
+    PSNR = 10 log₁₀(L² / MSE), with L the data range and MSE the mean squared error
+    (Huynh-Thu & Ghanbari, Electronics Letters 44(13), 2008).
 
     Parameters
     ----------

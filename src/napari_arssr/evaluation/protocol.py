@@ -24,7 +24,7 @@ from napari_arssr import io
 from napari_arssr.choices import ScannerKind
 from napari_arssr.degradation import ScannerModel, with_noise
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.evaluation.methods import Case, file_sha256, scale_text
+from napari_arssr.evaluation.methods import Case, file_sha256, name_and_source, scale_text
 from napari_arssr.evaluation.rows import counted
 from napari_arssr.interpolation import spline_matrix
 from napari_arssr.normalization import Normalizer
@@ -51,7 +51,7 @@ CORNER = "cubic-corner"
 """The published protocol's scanner model."""
 
 _HEAD = 0.1  # of the range: what is brighter is no background, where that is not 0
-_BACKGROUND = 0.5  # share of voxels above 0 beyond which the volume is not skull-stripped
+_BACKGROUND = 0.5  # share of other voxels beyond which the volume is not skull-stripped
 _THICK = 2.0  # times the finest voxel side
 _SAME_PLACE = 0.01  # voxels
 
@@ -104,9 +104,7 @@ def parse_dataset(text: str) -> Dataset:
     FileError
         If there is no such folder or file.
     """
-    name, equals, source = text.partition("=")
-    if not equals:
-        name, source = "", text
+    name, source = name_and_source(text)
     path = Path(source)
     if path.is_dir():
         files = tuple(io.volumes_in(path))
@@ -132,7 +130,7 @@ def parse_datasets(texts: Sequence[str]) -> list[Dataset]:
     unnamed: dict[str, Path] = {}
     for text in texts:
         dataset = parse_dataset(text)
-        if "=" not in text:
+        if not name_and_source(text)[0]:
             folder = (*dataset.empty, *(path.parent for path in dataset.files))[0]
             other = unnamed.setdefault(dataset.name, folder)
             if other.resolve() != folder.resolve():
@@ -227,7 +225,7 @@ def prepare(
     else:
         mask, source = _read_mask(masks, path, volume.grid)
     if not mask.any():
-        raise UsageError(f"{path}: its mask is empty.")
+        raise UsageError(f"{path}: its mask is empty; give masks of your own.")
     box = volume.grid.box
     if crop is not None:
         box = Box.around(mask).grown(crop, volume.grid.shape)
@@ -250,10 +248,14 @@ def prepare(
 def foreground(data: npt.NDArray[np.float32]) -> Mask:
     """Where a volume is not background.
 
-    Above 0 where that is at most half of it, as in skull-stripped brains; else above a tenth
-    of the range.
+    Above 0 where that is at most half of it, as in skull-stripped brains. With values below 0,
+    as of z-scores, what differs from the commonest value, where at least half of it has that.
+    Else above a tenth of the range.
     """
     mask: Mask = data > 0
+    if data.min() < 0:
+        values, counts = np.unique(data, return_counts=True)
+        mask = data != values[counts.argmax()]
     if mask.mean() > _BACKGROUND:
         mask = Normalizer.fit(data).normalize(data) > _HEAD
     return mask
@@ -352,7 +354,7 @@ def make_case(
     data = with_noise(low.data, volume.data, noise, np.random.default_rng(seed))
     low = replace(low, data=data, name=prepared.path.name)
     return Case(
-        low, volume.grid, factors, scanner, prepared.path.name, prepared.whole, prepared.box
+        low, volume.grid, factors, scanner, prepared.path.name, prepared.whole, prepared.box, noise
     )
 
 

@@ -107,7 +107,7 @@ def write_report(folder: Path, rows: Path, *, planes: Sequence[str] = ("axial",)
         for figure in _slices(folder / "pictures", group, planes):
             written += figure.write(figures)
             body += figure.html()
-    page = _page(body, _facts(folder, found, made), _skipped(rows.with_name(SKIPPED)))
+    page = _page(body, _facts(folder, found, made), _skipped(folder / SKIPPED))
     written.append(_write(folder / "report.html", page))
     return written
 

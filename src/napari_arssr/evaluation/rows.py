@@ -10,7 +10,7 @@ import csv
 import io as text_io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from napari_arssr.files import make_folder, write_whole, writing
 __all__ = [
     "KEY",
     "REFERENCE",
+    "RESULTS",
     "Row",
     "Skipped",
     "add_row",
@@ -38,6 +39,9 @@ NAN = float("nan")
 
 REFERENCE = "reference"
 """The method under which what is known of the references themselves stands."""
+
+RESULTS = "results"
+"""What rows say a method is whose results were made elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         lines = _read_parquet(path) if _is_parquet(path) else _read_csv(path)
         known = {item.name: item.type for item in fields(Row)}
+        _check_columns(path, lines[0] if lines else {}, known)
         return [
             Row(
                 **{
@@ -176,12 +181,26 @@ def read_rows(path: Path) -> list[Row]:
             for line in lines
         ]
     except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
-        if isinstance(error, UsageError):
+        if isinstance(error, UsageError | FileError):
             raise
         raise FileError(
             f"{path}: this is not a file of rows that 'napari-arssr evaluate' wrote ({error}); "
             "name another, or move it away."
         ) from None
+
+
+def _check_columns(path: Path, line: Collection[str], known: Collection[str]) -> None:
+    """Refuse rows of other versions of this program, of which something would be lost."""
+    if not {"dataset", "volume", "method"} <= set(line):
+        return  # no rows of ours, or none at all
+    missing = [name for name in known if name not in line and name not in _ADDED]
+    unknown = [str(name) for name in line if name not in known]
+    if missing or unknown:
+        age, name = ("an older", missing[0]) if missing else ("a newer", unknown[0])
+        raise FileError(
+            f"{path}: these rows were written by {age} version of napari-arssr (the column "
+            f"{name!r}); name another file, or use that version."
+        )
 
 
 def add_row(path: Path, row: Row) -> None:

@@ -18,7 +18,13 @@ from napari_arssr.choices import METRICS, SCALES
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
 from napari_arssr.evaluation import pictures, segmentation
-from napari_arssr.evaluation.methods import Case, Machine, Method, named_apart, scale_text
+from napari_arssr.evaluation.methods import (
+    Case,
+    Machine,
+    Method,
+    named_apart,
+    scale_text,
+)
 from napari_arssr.evaluation.protocol import (
     Dataset,
     Prepared,
@@ -29,6 +35,7 @@ from napari_arssr.evaluation.protocol import (
 )
 from napari_arssr.evaluation.rows import (
     REFERENCE,
+    RESULTS,
     Row,
     Skipped,
     add_row,
@@ -53,7 +60,7 @@ __all__ = [
 ]
 
 SKIPPED = "skipped.csv"
-"""Beside the rows: what could not be scored in the last run, and why."""
+"""What could not be scored in the last run, and why."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Settings:
         Folder for the slices that the report shows.
     pictured : int
         Volumes of each data set that are shown.
+    skipped : path, optional
+        Where what could not be scored is named; by default :data:`SKIPPED` beside the rows.
     """
 
     data: Sequence[Dataset]
@@ -100,6 +109,7 @@ class Settings:
     machine: Machine = field(default_factory=Machine)
     pictures: Path | None = None
     pictured: int = 1
+    skipped: Path | None = None
 
 
 @dataclass
@@ -190,17 +200,22 @@ def evaluate(
     Cancelled
     """
     named_apart(settings.methods)
-    run = _Run(settings, tools, available_metrics(settings.metrics, tools), report, warn, stop)
+    metrics = available_metrics(settings.metrics, tools)
+    run = _Run(settings, tools, metrics, report, warn, stop)
     read_rows(settings.rows)  # before any work
     try:
+        for name in settings.metrics:
+            if name not in metrics:
+                run.skip(Skipped("", "", "", "", f"{name}: it is not available here"))
         for dataset in settings.data:
             for path in dataset.empty:
                 run.skip(Skipped(dataset.name, "", "", "", f"{path}: it holds no volume"))
-            for number, path in enumerate(dataset.files):
-                run.volume(dataset.name, path, pictured=number < settings.pictured)
+            shown = 0
+            for path in dataset.files:
+                shown += run.volume(dataset.name, path, pictured=shown < settings.pictured)
     finally:
         to_the_end(settings.rows, run.met)
-        write_skipped(settings.rows.with_name(SKIPPED), run.outcome.skipped)
+        write_skipped(settings.skipped or settings.rows.with_name(SKIPPED), run.outcome.skipped)
     return run.outcome
 
 
@@ -216,15 +231,15 @@ class _Run:
     met: list[tuple[str, ...]] = field(default_factory=list)
     """Keys of all rows of this run, made or found."""
 
-    def volume(self, dataset: str, path: Path, *, pictured: bool) -> None:
-        """All cases of one volume."""
+    def volume(self, dataset: str, path: Path, *, pictured: bool) -> bool:
+        """All cases of one volume; False if it cannot be scored."""
         self._check()
         settings = self.settings
         try:
             prepared = prepare(dataset, path, masks=settings.masks, crop=settings.crop)
         except (ArssrError, MemoryError) as error:
             self.skip(Skipped(dataset, path.name, "", "", _reason(error)))
-            return
+            return False
         reference = Reference(prepared)
         album = settings.pictures if pictured else None
         if album is not None:
@@ -234,6 +249,7 @@ class _Run:
         for scale in settings.scales:
             for noise in settings.noise:
                 self._measurement(reference, as_triple(scale, "scale"), noise, album)
+        return True
 
     def _reference_row(self, reference: Reference) -> None:
         """The sharpness of the reference itself."""
@@ -255,7 +271,7 @@ class _Run:
     ) -> None:
         """All methods on one LR volume, which is made if any of them has work to do."""
         settings, prepared = self.settings, reference.prepared
-        jobs: list[tuple[Method, Row]] = []
+        jobs: list[tuple[Method, Row, Row | None]] = []
         try:
             factors = factors_of(prepared, scale, keep_thick=settings.keep_thick)
         except ArssrError as error:
@@ -276,7 +292,7 @@ class _Run:
                 recipe=method.recipe,
             )
             try:
-                row = replace(row, weights_sha256=method.digest(prepared.path.name, factors))
+                row = replace(row, weights_sha256=method.digest(prepared.path.name, factors, noise))
             except (ArssrError, MemoryError) as error:
                 self.skip(
                     Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
@@ -291,26 +307,36 @@ class _Run:
                 self.outcome.kept += 1
                 self._repeat_reasons(found, self.metrics)
                 continue
-            jobs.append((method, found or row))
+            # What is measured now must not stand under versions that measured it before.
+            same = found is not None and found.versions == row.versions
+            jobs.append((method, row, found if same else None))
         if not jobs:
             return
         self._check()
         try:
             case = make_case(prepared, factors, settings.scanner, noise=noise, seed=settings.seed)
         except (ArssrError, MemoryError) as error:
-            for method, _row in jobs:
+            for method, *_ in jobs:
                 self.skip(
                     Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
                 )
             return
         if album is not None:
             pictures.save_input(album, jobs[0][1], case)
-        for method, row in jobs:
-            self._one(reference, case, method, row, album)
+        for method, row, found in jobs:
+            self._one(reference, case, method, row, found=found, album=album)
 
     def _one(
-        self, reference: Reference, case: Case, method: Method, row: Row, album: Path | None
+        self,
+        reference: Reference,
+        case: Case,
+        method: Method,
+        row: Row,
+        *,
+        found: Row | None,
+        album: Path | None,
     ) -> None:
+        """Score a method; ``found`` is its row so far, to which further metrics are added."""
         self._check()
         prepared = reference.prepared
         try:
@@ -320,9 +346,14 @@ class _Run:
                 result, device, precision = method.run(case, self.settings.machine, self.stop)
                 seconds = time.perf_counter() - started
                 used = memory(device)
+            if found is not None and (found.device, found.precision) == (device, precision):
+                row = found
             had = self.tools.measured(row)
             names = [name for name in self.metrics if name not in had]
-            values, problems = score(names, reference, result, case, self.tools)
+            elsewhere = method.network == RESULTS and self.settings.crop is not None
+            values, problems = score(
+                names, reference, result, case, self.tools, made_of_whole=elsewhere
+            )
         except Cancelled:
             raise
         except (ArssrError, MemoryError, RuntimeError) as error:

@@ -119,6 +119,8 @@ class Reference:
 
     def segment(self, volume: Volume, priors: Priors | None) -> npt.NDArray[np.uint8]:
         """Segmentation of the reference or of a result, with priors registered to the reference."""
+        if priors is not None:
+            priors = priors.cut(self.prepared.whole, self.prepared.box)
         # By its name Priors knows what it has registered already.
         name = f"{self.prepared.dataset}/{self.prepared.path.name}"
         return segmentation.segment(replace(volume, name=name), self.prepared.mask, priors)
@@ -137,7 +139,13 @@ def sharpness(
 
 
 def score(
-    names: Iterable[str], reference: Reference, result: Volume, case: Case, tools: Tools
+    names: Iterable[str],
+    reference: Reference,
+    result: Volume,
+    case: Case,
+    tools: Tools,
+    *,
+    made_of_whole: bool = False,
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Metrics of a result.
 
@@ -149,6 +157,9 @@ def score(
     result : Volume
     case : Case
     tools : Tools
+    made_of_whole : bool
+        Whether it was made of the uncut volume's LR, which is not at hand: it cannot be asked
+        how far it is from that.
 
     Returns
     -------
@@ -174,7 +185,9 @@ def score(
         raise UsageError(f"the result is not finite in {counted(wrong, 'voxel')}.")
     columns, problems = _collect(
         {
-            name: partial(_SCORES[name], reference, result, case, tools)
+            name: _uncut
+            if name == "consistency" and made_of_whole
+            else partial(_SCORES[name], reference, result, case, tools)
             for name in METRICS
             if name in set(names)
         }
@@ -259,6 +272,10 @@ def _score_consistency(
     _reference: Reference, result: Volume, case: Case, _tools: Tools
 ) -> dict[str, float]:
     return {"consistency": data_consistency(result, case.low, case.scanner)}
+
+
+def _uncut() -> dict[str, Any]:
+    raise UsageError("results made elsewhere were made of the whole volume and not of its part.")
 
 
 def _score_dice(

@@ -8,7 +8,8 @@ alone; with six prior probability maps there are six regions, the priors' own.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from napari_arssr import io
 from napari_arssr.errors import ArssrError, FileError, UsageError
-from napari_arssr.volume import Volume
+from napari_arssr.volume import Box, Grid, Volume
 
 __all__ = ["REGIONS", "TISSUES", "Priors", "SegmentationFailed", "dice", "segment", "why_not"]
 
@@ -30,6 +31,10 @@ REGIONS = (*TISSUES, "deep_gm", "brain_stem", "cerebellum")
 
 _TEMPLATE = "template"
 _PRIOR_WEIGHT = 0.25
+_SAME_VOXEL = 0.5  # of a voxel: probabilities are smooth
+_SEED = 1
+_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+_CONSTANT_SEED = 0  # Atropos takes one by the clock otherwise
 
 
 class SegmentationFailed(ArssrError):
@@ -82,6 +87,13 @@ class Priors:
             )
         return cls(tuple(map(io.read, maps)), io.read(template[0]) if template else None)
 
+    def cut(self, whole: Grid, box: Box) -> Priors:
+        """The same for a part of a grid: maps that lie on it are cut, others left as they are."""
+        if self.template is not None:
+            return self
+        maps = [one.crop(box) if _lies_on(one.grid, whole) else one for one in self.maps]
+        return replace(self, maps=tuple(maps))
+
     @cached_property
     def sha256(self) -> str:
         """Of all values and places, in hexadecimal digits."""
@@ -126,7 +138,9 @@ def segment(
     if priors is not None:
         start, weight = _priors_on(volume, image, priors), {"priorweight": _PRIOR_WEIGHT}
     try:
-        found = ants.atropos(a=image, x=inside, i=start, m="[0.2,1x1x1]", **weight)
+        found = ants.atropos(
+            a=image, x=inside, i=start, m="[0.2,1x1x1]", r=_CONSTANT_SEED, **weight
+        )
     except Exception as error:  # ANTs raises nothing more special
         raise SegmentationFailed(
             f"{volume.name}: ANTs could not segment it ({error}); see that its mask holds tissue "
@@ -140,6 +154,8 @@ def dice(
     one: npt.NDArray[np.integer[Any]], other: npt.NDArray[np.integer[Any]], count: int
 ) -> list[float]:
     """Dice's coefficient 2 |A ∩ B| / (|A| + |B|) of the labels 1 to ``count``.
+
+    Dice, "Measures of the amount of ecologic association between species", Ecology 26(3), 1945.
 
     Returns
     -------
@@ -159,24 +175,35 @@ def dice(
 def _ants() -> Any:
     from importlib import import_module
 
+    # With more threads, or other seeds, every run would register and segment in its own way.
+    # ITK looks once, when it is loaded.
+    os.environ[_THREADS] = "1"
     try:
-        return import_module("ants")
+        ants = import_module("ants")
     except ImportError as error:
         raise UsageError(
             f"dice is not available: ANTs cannot be imported ({error}); pip install "
             "'napari-arssr[segmentation]', or leave dice out of --metrics."
         ) from None
+    ants.config.set_ants_deterministic(on=True, seed_value=_SEED)
+    return ants
 
 
 def _to_ants(volume: Volume, data: npt.NDArray[Any]) -> Any:
     """An ANTs image: axes i, j, k, and LPS millimetres."""
     origin, spacing, direction = volume.grid.itk_geometry
+    # ANTs hands prior maps to itself in NIfTI files, whose places are float32, and then finds
+    # that they lie elsewhere than an image whose place has more digits.
     return _ants().from_numpy(
         np.ascontiguousarray(data.astype(np.float32).T),
-        origin=origin,
-        spacing=spacing,
+        origin=np.asarray(origin, dtype=np.float32).tolist(),
+        spacing=np.asarray(spacing, dtype=np.float32).tolist(),
         direction=np.reshape(direction, (3, 3)),
     )
+
+
+def _lies_on(prior: Grid, grid: Grid) -> bool:
+    return prior.shape == grid.shape and grid.departure(prior.affine) <= _SAME_VOXEL
 
 
 def _priors_on(volume: Volume, image: Any, priors: Priors) -> list[Any]:
@@ -185,9 +212,7 @@ def _priors_on(volume: Volume, image: Any, priors: Priors) -> list[Any]:
 
     if priors.template is None:
         for prior in priors.maps:
-            if prior.grid.shape != volume.grid.shape or (
-                volume.grid.departure(prior.grid.affine) > 0.5
-            ):
+            if not _lies_on(prior.grid, volume.grid):
                 raise UsageError(
                     f"{prior.name}: this prior does not lie on {volume.name}; resample it, or put "
                     f"the template it belongs to beside it as {_TEMPLATE}.nii.gz."

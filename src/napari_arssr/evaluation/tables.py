@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from napari_arssr.evaluation.rows import REFERENCE, Row, counted, measured_by
+from napari_arssr.evaluation.rows import REFERENCE, RESULTS, Row, counted, measured_by
 
 __all__ = ["COLUMNS", "Block", "Cell", "Column", "Group", "Table", "compare", "groups", "tables"]
 
@@ -68,12 +68,15 @@ COLUMNS: dict[str, Column] = {
     "dice_cerebellum": Column("Dice, cerebellum", 4),
     "consistency": Column("data consistency", 2, unit="dB"),
     "seconds": Column("time", 1, "low", unit="s"),
-    "memory_mb": Column("memory of the process", 0, "low", unit="MB"),
+    "memory_mb": Column("memory of the process", 0, "", unit="MB"),  # with what it held before,
 }
 """Columns of rows that tables and curves show."""
 
+_ENCODERS = "1"
+_MIXED = {"versions": "set of versions", "device": "device", "precision": "number format"}
+
 _TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("1", "encoders", ("psnr", "ssim", "lpips", "seconds")),
+    (_ENCODERS, "encoders", ("psnr", "ssim", "lpips", "seconds")),
     ("2", "fidelity", ("psnr", "ssim", "lpips")),
     ("3", "fidelity inside the mask", ("psnr_mask", "ssim_mask")),
     ("4", "sharpness without a reference", ("psi", "lpc_si")),
@@ -222,7 +225,7 @@ def _content(row: Row) -> tuple[str, str]:
 
 def _maker(row: Row) -> tuple[str, str, str]:
     # Of results made elsewhere the digest is that of the result itself.
-    weights = "" if row.network == "results" else row.weights_sha256
+    weights = "" if row.network == RESULTS else row.weights_sha256
     return row.recipe, weights, row.precision_asked
 
 
@@ -296,10 +299,17 @@ class Table:
     group: Group
     blocks: tuple[Block, ...]
 
+    def label(self, method: str) -> str:
+        """How a method is called in it: among encoders, with its network and size."""
+        row = next((row for row in self.group.rows if row.method == method), None)
+        if self.number != _ENCODERS or row is None or not row.parameters:
+            return method
+        return f"{method} ({row.network}, {row.parameters / 1e6:.2f} million parameters)"
+
     @property
     def notes(self) -> list[str]:
         """What stands under it."""
-        lines = [self._means_note()]
+        lines = [self._means_note(), *self._mixtures()]
         tested = {block.counts[scale] for block in self.blocks for scale in block.tests}
         if tested:
             lines[0] += (
@@ -326,6 +336,14 @@ class Table:
             lines += _left_out_notes(block)
         return lines
 
+    def _mixtures(self) -> Iterator[str]:
+        """What the rows of a method have not all been made by."""
+        for what in ("versions", "device", "precision"):
+            found = {(row.method, getattr(row, what)) for row in self.group.rows if row.scale}
+            mixed = sorted({one for one, _ in found if sum(m == one for m, _ in found) > 1})
+            if mixed:
+                yield f"Of more than one {_MIXED[what]}: {', '.join(mixed)}."
+
     def _means_note(self) -> str:
         """Over how many volumes: one number where it is the same everywhere, else each."""
         best = any(cell.best for block in self.blocks for cell in block.cells.values())
@@ -349,7 +367,7 @@ class Table:
 
     def markdown(self) -> str:
         """For docs."""
-        lines = [f"**Table {self.number}: {self.title}.** {self.group.title}.", ""]
+        lines = [f"**Table {self.number}: {self.title}.** {_markdown(self.group.title)}.", ""]
         for block in self.blocks:
             lines += [
                 f"| {block.column.heading} | " + " | ".join(_scales(block)) + " |",
@@ -357,12 +375,12 @@ class Table:
             ]
             for method in block.methods:
                 cells = [_text(block, method, scale, "**{}**") for scale in block.scales]
-                lines.append(f"| {method} | " + " | ".join(cells) + " |")
+                lines.append(f"| {_markdown(self.label(method))} | " + " | ".join(cells) + " |")
             if any(block.tests.values()):
-                cells = [_test(block, scale) for scale in block.scales]
+                cells = [_test(block, scale, _markdown) for scale in block.scales]
                 lines.append("| *p* | " + " | ".join(cells) + " |")
             lines.append("")
-        return "\n".join([*lines, *self.notes, ""])
+        return "\n".join([*lines, *map(_markdown, self.notes), ""])
 
     def latex(self) -> str:
         """One ``table`` with booktabs rules."""
@@ -370,9 +388,8 @@ class Table:
         lines = [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_tex(self.title[0].upper() + self.title[1:])}. {_tex(self.group.title)}. "
-            + " ".join(map(_tex, self.notes))
-            + "}",
+            rf"\caption{{Table {self.number} of the evaluation: {_tex(self.title)}. "
+            rf"{_tex(self.group.title)}. " + " ".join(map(_tex, self.notes)) + "}",
             rf"\begin{{tabular}}{{l{'r' * widest}}}",
             r"\toprule",
         ]
@@ -390,7 +407,8 @@ class Table:
                     .replace("\1", "}")
                     for scale in block.scales
                 ]
-                lines.append(f"{_tex(method)} & " + " & ".join(cells) + r" \\")
+                # A "*" or "[" after the end of a row would belong to that.
+                lines.append(f"{{}}{_tex(self.label(method))} & " + " & ".join(cells) + r" \\")
             if any(block.tests.values()):
                 cells = [_tex(_test(block, scale)) for scale in block.scales]
                 lines.append(r"$p$ & " + " & ".join(cells) + r" \\")
@@ -409,7 +427,7 @@ class Table:
                 cells = "".join(
                     f"<td>{_text(block, method, scale, '<b>{}</b>')}</td>" for scale in block.scales
                 )
-                parts.append(f"<tr><th>{html.escape(method)}</th>{cells}</tr>")
+                parts.append(f"<tr><th>{html.escape(self.label(method))}</th>{cells}</tr>")
             if any(block.tests.values()):
                 cells = "".join(
                     f"<td>{html.escape(_test(block, scale))}</td>" for scale in block.scales
@@ -426,7 +444,7 @@ def tables(group: Group) -> list[Table]:
     result = []
     for number, title, columns in _TABLES:
         methods = group.methods
-        if number == "1":
+        if number == _ENCODERS:
             methods = [method for method in methods if networks[method].startswith("ArSSR")]
         blocks = [block for name in columns if (block := compare(group, name, methods)) is not None]
         if blocks:
@@ -538,16 +556,20 @@ def _number_text(value: float, digits: int) -> str:
     return "∞" if math.isinf(value) else f"{value:.{digits}f}"
 
 
-def _test(block: Block, scale: str) -> str:
+def _test(block: Block, scale: str, spelled: Callable[[str], str] = str) -> str:
     if scale not in block.tests:
         return "–"
     runner_up, p = block.tests[scale]
     stars = " *" if p < _SIGNIFICANT else ""
-    return f"{p:.2g}{stars} ({runner_up})"
+    return f"{p:.2g}{stars} ({spelled(runner_up)})"
 
 
 def _scales(block: Block) -> list[str]:
     return [f"× {scale.replace('x', ' × ')}" for scale in block.scales]
+
+
+def _markdown(text: str) -> str:
+    return "".join(f"\\{sign}" if sign in "\\|*<>[]`" else sign for sign in text)
 
 
 def _tex(text: str) -> str:
@@ -566,6 +588,9 @@ def _tex(text: str) -> str:
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "\\": r"\textbackslash{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
     }
     return "".join(special.get(character, character) for character in text)
 
@@ -573,7 +598,7 @@ def _tex(text: str) -> str:
 def _rank(network: str) -> int:
     kinds: list[Callable[[str], bool]] = [
         lambda text: text == "interpolation",
-        lambda text: text == "results",
+        lambda text: text == RESULTS,
         lambda text: text.startswith("baseline"),
     ]
     return next((rank for rank, fits in enumerate(kinds) if fits(network)), len(kinds))
