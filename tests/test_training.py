@@ -7,6 +7,7 @@ import errno
 import hashlib
 import itertools
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +39,7 @@ from napari_arssr.training import (
     train,
 )
 from napari_arssr.training import module as module_under_test
+from napari_arssr.training import run as run_module
 from napari_arssr.training.batches import Batch, GridBatch, build_network, predict
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.training.config import of_baseline
@@ -351,6 +353,119 @@ def test_a_run_ends_when_it_no_longer_gets_better(tmp_path: Path, run: RunConfig
     assert [one.step for one in told] == [2, 4, 6]
     assert [one.best for one in told] == [True, False, False]
     assert told[-1].share == 1
+    # It has ended, and is not gone on with.
+    (tmp_path / "trained.safetensors").unlink()
+    train(still, tmp_path, resume=True, report=told.append)
+    assert len(told) == 3
+    assert (tmp_path / "trained.safetensors").exists()
+    train(replace(still, training=replace(still.training, patience=3)), tmp_path, resume=True)
+    assert read_checkpoint(tmp_path / LAST)[RUN_KEY]["step"] == 8
+
+
+def test_a_run_stopped_where_a_validation_is_due_is_saved_as_it_was_before(
+    tmp_path: Path, run: RunConfig
+) -> None:
+    each = but(run, watch_every=1, steps=3)
+    with pytest.raises(Cancelled, match="after step 1; the run is saved as it was after step 0 in"):
+        train(each, tmp_path / "run", stop=after(1))
+    with pytest.raises(Cancelled, match="after step 2; the run is saved as it was after step 1 in"):
+        train(each, tmp_path / "run", resume=True, stop=after(2))
+    train(each, tmp_path / "run", resume=True)
+    train(each, tmp_path / "whole")
+    ours, theirs = tensors(tmp_path / "run"), tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_snapshot_is_kept_where_a_run_is_stopped(tmp_path: Path, run: RunConfig) -> None:
+    often = but(run, watch_every=100, snapshot_every=1, steps=0, epochs=3)
+    train(often, tmp_path / "whole")
+    an_epoch = read_checkpoint(tmp_path / "whole" / LAST)[RUN_KEY]["step"] // 3
+    with pytest.raises(Cancelled):
+        train(often, tmp_path / "run", stop=after(an_epoch))
+    assert (tmp_path / "run" / "epoch-1.safetensors").is_file()
+    train(often, tmp_path / "run", resume=True)
+    names = sorted(path.name for path in (tmp_path / "run").glob("epoch-*.safetensors"))
+    assert names == ["epoch-1.safetensors", "epoch-2.safetensors", "epoch-3.safetensors"]
+
+
+def test_the_gradient_s_norm_is_clipped(
+    tmp_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    step = TrainingModule.optimizer_step
+
+    def noting(self: TrainingModule, *arguments: Any, **options: Any) -> None:
+        clip = self.configure_gradient_clipping
+
+        def clipped(*a: Any, **o: Any) -> None:
+            clip(*a, **o)
+            squares = [p.grad.square().sum() for p in self.model.parameters() if p.grad is not None]
+            norms.append(float(torch.stack(squares).sum().sqrt()))
+
+        monkeypatch.setattr(self, "configure_gradient_clipping", clipped)
+        step(self, *arguments, **options)
+        monkeypatch.setattr(self, "configure_gradient_clipping", clip)
+
+    monkeypatch.setattr(TrainingModule, "optimizer_step", noting)
+    train(but(run, clip=1e-3, steps=2), tmp_path)
+    assert norms == pytest.approx([1e-3] * 2, rel=1e-3)
+
+
+def test_the_last_weights_say_how_they_were_scored(tmp_path: Path, run: RunConfig) -> None:
+    path = train(but(run, holdout=0), tmp_path / "run")
+    (scores,) = models.read_card(path).scores.values()
+    assert scores["step"] == 6
+    assert {"gain_db", "psnr_db", "mean_absolute_error"} < scores.keys()
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "nodes"),
+    [
+        ({}, 1, 1),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_ID": "1"}, 4, 2),
+        ({"SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "3", "SLURM_JOB_ID": "1"}, 3, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "TORCHELASTIC_RUN_ID": "a"}, 2, 3),
+    ],
+)
+def test_processes_are_counted_as_they_were_launched(
+    environment: dict[str, str], devices: int, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("NTASKS", "NNODES", "NTASKS_PER_NODE", "JOB_ID", "JOB_NAME", "PROCID")
+    for name in names:
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name in ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "TORCHELASTIC_RUN_ID" in environment:
+        for name in ("RANK", "GROUP_RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(name, "0")
+    assert (run_module._launched(), run_module._launched_nodes()) == (devices, nodes)
+
+
+def test_resuming_with_other_processes_is_refused(stopped: Path, run: RunConfig) -> None:
+    two = replace(run, machine=replace(run.machine, devices=2))
+    with pytest.raises(UsageError, match="started in 1 processes and would go on in 2"):
+        train(two, stopped, resume=True)
+
+
+def test_renamed_volumes_change_nothing(tmp_path: Path, data: Path, run: RunConfig) -> None:
+    train(run, tmp_path / "whole")
+    with pytest.raises(Cancelled):
+        train(run, tmp_path / "run", stop=after(2))
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for number, path in enumerate(sorted(data.iterdir(), reverse=True)):
+        shutil.copy(path, renamed / f"sub-{number + 5}.nii.gz")
+    other = replace(run, data=replace(run.data, train=(str(renamed),)))
+    # The same three, but the one that was held out is no longer the last by name.
+    other = replace(other, data=replace(other.data, validation=(str(renamed / "sub-5.nii.gz"),)))
+    trained = tuple(str(renamed / f"sub-{number}.nii.gz") for number in (6, 7))
+    other = replace(other, data=replace(other.data, train=trained))
+    train(other, tmp_path / "run", resume=True)
+    ours, theirs = tensors(tmp_path / "run"), tensors(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_run_can_be_bounded_by_the_clock(tmp_path: Path, run: RunConfig) -> None:

@@ -503,6 +503,37 @@ def test_a_killed_run_leaves_a_whole_state_and_a_signalled_one_saves(
     assert read_checkpoint(folder / LAST)[RUN_KEY]["step"] > first
 
 
+def test_what_holds_no_run_cannot_be_resumed(run: Run, tmp_path: Path) -> None:
+    refused(run("train", "--out", tmp_path / "none", "--resume"), 2, "holds no run")
+
+
+def test_a_run_is_resumed_without_its_settings_file(
+    run: Run, data: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert run("train", data, "--out", folder, *tiny).status == 0
+    (folder / "run.yaml").unlink()
+    (folder / "trained.safetensors").unlink()
+    ran = run("train", "--out", folder, "--resume", "--steps", "4")
+    assert ran.status == 0, ran.err
+    assert read_checkpoint(folder / LAST)[RUN_KEY]["step"] == 4
+    assert (folder / "run.yaml").is_file()
+
+
+def test_a_name_that_is_a_run_s_own_is_refused(
+    run: Run, data: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    words = ["train", data, "--out", tmp_path / "run", *tiny, "--name"]
+    refused(run(*words, "best"), 2, "'best'", "take another")
+    refused(run(*words, "n" * 300), 2, "is not a name")
+
+
+def test_a_folder_with_an_impossible_name_is_one_sentence(
+    run: Run, data: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    refused(run("train", data, "--out", tmp_path / ("n" * 300), *tiny), 1, "ile name too long")
+
+
 def test_two_processes_train_as_one(run: Run, data: Path, tiny: list[str], tmp_path: Path) -> None:
     """On this machine, by gloo: each draws its own pairs, and the weights are the same."""
     folder = tmp_path / "run"

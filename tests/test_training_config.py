@@ -36,6 +36,8 @@ from napari_arssr.training.progress import Plan
         ({"smallest_scale": 0.5}, "0.5 to 4"),
         ({"smallest_scale": 5.0}, "5 to 4"),
         ({"learning_rate": 0.0}, "learning rate"),
+        ({"seed": 2**63}, "seed must be below"),
+        ({"edges": 1.0, "lattice": 1}, "edges needs a lattice of at least 2 points"),
         ({"learning_rate": math.nan}, "learning_rate must be a finite number, not nan"),
         ({"minutes": math.inf}, "minutes must be a finite number, not inf"),
         ({"minutes": math.nan}, "minutes"),
@@ -182,6 +184,26 @@ def test_a_file_that_names_weights_to_start_from_takes_their_network(tmp_path: P
     path.write_text("training: {model: {growth: 70}}\n")
     assert read_config(path, start="default").training.model == replace(bundled, growth=70)
     assert read_config(path, start="default").start == "default"
+
+
+def test_who_starts_from_weights_learns_gently_unless_told_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    usual = preset("default").training.learning_rate
+    path.write_text("preset: default\n")
+    assert read_config(path).training.learning_rate == usual
+    assert read_config(path, "default").training.learning_rate == pytest.approx(usual / 10)
+    assert read_config(path, "default", gently=False).training.learning_rate == usual
+    path.write_text("preset: default\nstart: default\n")
+    assert read_config(path).training.learning_rate == pytest.approx(usual / 10)
+    path.write_text("preset: default\nstart: default\ntraining: {learning_rate: 3.0e-4}\n")
+    assert read_config(path).training.learning_rate == 3e-4
+
+
+def test_a_baseline_s_weights_are_not_read_as_a_network_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"start: {tmp_path / 'srcnn.safetensors'}\n")
+    config = read_config(path, baseline=True)  # the command line's --baseline
+    assert config.start.endswith("srcnn.safetensors")
 
 
 def test_a_file_that_says_all_of_a_network_needs_no_weights_to_be_read(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -354,6 +356,55 @@ def test_somebody_s_manifest_gives_their_split_and_patches(tmp_path: Path, data:
     with pytest.raises(UsageError, match=r"theirs\.json .* not among yours: sub-0\.nii\.gz"):
         cut_patches([data], tmp_path / "third", manifest=path)
     assert not (tmp_path / "third").exists()
+
+
+def test_patches_of_one_volume_are_one_subject(tmp_path: Path, data: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number, file in enumerate(sorted(data.iterdir())):
+        shutil.copy(file, source / f"vol{number}.nii.gz")
+    cut_patches([source], tmp_path / "cut", settings=replace(CUT, validation_share=0.0))
+    split = load_split([tmp_path / "cut" / "train"], [], holdout=1)
+    first = {volume.name.partition("_")[0] for volume in split.train}
+    assert {volume.name.partition("_")[0] for volume in split.validation} == {"vol2"}
+    assert first == {"vol0", "vol1"}
+    patches = sorted((tmp_path / "cut" / "train").glob("vol0*"))
+    with pytest.raises(UsageError, match="of the same subject"):
+        load_split(patches[1:], patches[:1], holdout=0)
+
+
+def test_patches_of_volumes_of_one_stem_are_kept_apart(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    put(source / "brain.nii", voxels(1))
+    put(source / "brain.nii.gz", voxels(2))
+    put(source / "other.nii", voxels(3))
+    settings = replace(CUT, validation_share=0.0)
+    manifest = cut_patches([source], tmp_path / "cut", settings=settings)
+    files = [patch["file"] for volume in manifest["volumes"] for patch in volume["patches"]]
+    assert len({file.casefold() for file in files}) == 3 * CUT.count
+    assert len(list((tmp_path / "cut" / "train").iterdir())) == 3 * CUT.count
+    assert (tmp_path / "cut" / "train" / "other_patch-01.nii").is_file()
+
+
+def test_names_tell_files_apart_and_not_where_they_are(tmp_path: Path) -> None:
+    for number in range(4):
+        folder = tmp_path / "study" / str(100 + number) / "T1w"
+        folder.mkdir(parents=True)
+        put(folder / "T1w.nii.gz", voxels(number))
+    names = [volume.name for volume in load_volumes([*(tmp_path / "study").glob("*/T1w")])]
+    assert len(set(names)) == 4
+    assert names[0] == "T1w.nii.gz"
+    assert names[2].endswith("/T1w/T1w.nii.gz")
+    assert not any(str(tmp_path) in name or name.startswith("/") for name in names)
+
+
+def test_a_name_that_is_no_text_is_spelt_out(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.nii"))
+    put(path, voxels(1))
+    (volume,) = load_volumes([path])
+    assert volume.name == "caf\\xe9.nii"
+    volume.name.encode()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": "else"}', '{"format": 3, "volumes": 1}'])

@@ -7,6 +7,7 @@ are reversed on the way in. Exit status: 0 done, 1 failed work, 2 wrong use, 130
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _say("Interrupted; nothing unfinished was left behind.", INTERRUPTED)
             if isinstance(error, MemoryError):
                 return _say(f"There is not enough memory; {_MORE_MEMORY}", FAILED)
+            if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+                return _say(f"{error.filename or 'A file'}: {error.strerror}.", FAILED)
             if not isinstance(error, ArssrError):
                 raise
             return _say(error, WRONG_USE if isinstance(error, UsageError) else FAILED)
@@ -66,6 +69,12 @@ def _run(arguments: Sequence[str], ended: Callable[[], bool]) -> int:
         sys.stdout.flush()  # while what goes wrong in it is still caught
 
 
+# What a program cannot help; each where a file is touched, of which not all are foreseen.
+_OF_THE_SYSTEM = {
+    getattr(errno, name)
+    for name in ("EACCES", "EDQUOT", "ENAMETOOLONG", "ENOSPC", "EPERM", "EROFS")
+    if hasattr(errno, name)
+}
 _MORE_MEMORY = "close other programs or take a smaller volume."
 
 

@@ -269,7 +269,7 @@ def _train(options: argparse.Namespace) -> int:
         warn(str(stopped))
         return INTERRUPTED
     if not options.quiet and is_first_process():
-        print(path)
+        show(f"{path}\n", sys.stdout)
     return 0
 
 
@@ -281,18 +281,22 @@ def _settings(options: argparse.Namespace) -> RunConfig:
 
     config = preset(options.preset or "default")
     file = options.config
-    resumed = options.resume and file is None and options.out and (options.out / CONFIG).is_file()
+    resumed = options.resume and file is None and options.out is not None
     if resumed:
         file = options.out / CONFIG
-    if file is not None:
-        # Weights of a baseline say nothing of an ArSSR network.
-        network_of = "" if resumed or options.baseline else options.start or ""
-        config = read_config(file, network_of)
-        if options.preset not in (None, config.preset):
-            raise UsageError(
-                f"{file} is of the preset {config.preset!r} and not {options.preset!r}; leave "
-                "--preset out, or write preset into the file."
-            )
+        config = _settings_of_run(options.out)
+    elif file is not None:
+        config = read_config(
+            file,
+            options.start or "",
+            baseline=bool(options.baseline),
+            gently=not options.self_training,  # which sees to that itself
+        )
+    if file is not None and options.preset not in (None, config.preset):
+        raise UsageError(
+            f"{file} is of the preset {config.preset!r} and not {options.preset!r}; leave "
+            "--preset out, or write preset into the file."
+        )
     given: dict[str, Any] = {}
     for name, value in vars(options).items():
         if value is None or "." not in name:
@@ -314,11 +318,24 @@ def _settings(options: argparse.Namespace) -> RunConfig:
         _check_beginning(config, options)
     elif options.self_training:
         return _self_training(config, given, options)
-    if options.start:
-        start = options.start
-        # A file's network and rate are meant.
-        config = replace(config, start=start) if file else starting_from(config, start)
+    if options.start and file is None:
+        config = starting_from(config, options.start)
     settings: RunConfig = from_plain(config, given)
+    return settings
+
+
+def _settings_of_run(folder: Path) -> RunConfig:
+    """The settings of a run that goes on, from its file of them or else from its state."""
+    from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
+    from napari_arssr.training.config import RunConfig, read_config
+    from napari_arssr.training.plain import from_plain
+    from napari_arssr.training.run import CONFIG
+
+    if (folder / CONFIG).is_file():
+        return read_config(folder / CONFIG)
+    if not (folder / LAST).is_file():
+        raise UsageError(f"{folder} holds no run that could be resumed; see that it is its folder.")
+    settings: RunConfig = from_plain(RunConfig(), read_checkpoint(folder / LAST)[RUN_KEY]["config"])
     return settings
 
 

@@ -300,13 +300,20 @@ class TrainingConfig:
             raise UsageError(f"The learning rate must be above 0, not {self.learning_rate!r}.")
         if not 0 <= self.average < 1:
             raise UsageError(f"average must be from 0 to below 1, not {self.average!r}.")
+        self._check_run()
+        self._check_baseline()
+        if self.protocol == "paper":
+            self._check_paper()
+
+    def _check_run(self) -> None:
         if not (self.steps or self.epochs or self.minutes):
             raise UsageError("The run has no end; give it steps, epochs or minutes.")
         if not self.sharp_axes or set(self.sharp_axes) - {0, 1, 2}:
             raise UsageError(f"sharp_axes are some of 0, 1, 2 (z, y, x), not {self.sharp_axes}.")
-        self._check_baseline()
-        if self.protocol == "paper":
-            self._check_paper()
+        if self.seed >= _SEEDS:
+            raise UsageError(f"The seed must be below 2⁶³, not {self.seed}.")
+        if self.edges and self.lattice < 2:
+            raise UsageError("edges needs a lattice of at least 2 points; change one of them.")
 
     def _check_baseline(self) -> None:
         if not self.baseline:
@@ -473,8 +480,10 @@ class WeightsConfig:
     training_data: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
+        if not self.name or Path(self.name).name != self.name or len(self.name) > _LONGEST_NAME:
             raise UsageError(f"{self.name!r} is not a name for a file of weights.")
+        if self.name.casefold() in _OWN_NAMES or self.name.casefold().startswith("epoch-"):
+            raise UsageError(f"A run has a file of its own called {self.name!r}; take another.")
 
 
 @dataclass(frozen=True)
@@ -503,6 +512,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data.isotropic and not self.start:
             raise UsageError("isotropic needs weights to start from; name them.")
+
+
+_SEEDS = 2**63
+_LONGEST_NAME = 100
+_OWN_NAMES = ("best", "last", "run", "log")
+
+GENTLE = 0.1
+"""Of the learning rate, where a run starts from trained weights."""
 
 
 def preset(name: str) -> RunConfig:
@@ -578,19 +595,25 @@ def of_baseline(config: RunConfig, baseline: str, scale: float | Sequence[float]
     return replace(config, training=replace(training, **changes))
 
 
-def read_config(path: str | os.PathLike[str], start: str = "") -> RunConfig:
+def read_config(
+    path: str | os.PathLike[str], start: str = "", *, baseline: bool = False, gently: bool = True
+) -> RunConfig:
     """Settings from a YAML file; what it does not name is as in its ``preset``.
 
     A length of the run that it names, ``steps``, ``epochs`` or ``minutes``, takes the place of
     those that it does not.
     Where weights to ``start`` from are named, what the file does not say of the ``model`` is as it
-    is there.
+    is there, and a learning rate that it does not say is :data:`GENTLE` times the preset's.
 
     Parameters
     ----------
     path : path
     start : str
         Weights to start from, whatever the file says.
+    baseline : bool
+        Whether those are a baseline's, whatever the file says.
+    gently : bool
+        Whether the learning rate is lowered at all.
 
     Raises
     ------
@@ -620,7 +643,12 @@ def read_config(path: str | os.PathLike[str], start: str = "") -> RunConfig:
     if start:
         values = values | {"start": start}
     config = from_plain(base, values, str(path))
-    if config.start and not config.training.baseline:
+    if config.start and gently and "learning_rate" not in training:
+        rate = GENTLE * base.training.learning_rate
+        training = training | {"learning_rate": rate}
+        values = values | {"training": (values.get("training") or {}) | {"learning_rate": rate}}
+        config = from_plain(base, values, str(path))
+    if config.start and not (baseline or config.training.baseline):
         named = training.get("model") or {}
         if set(named) != set(to_plain(config.training.model)):
             from napari_arssr import weights

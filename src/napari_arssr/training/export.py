@@ -62,7 +62,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def run_record(config: RunConfig, split: Split, start: dict[str, str]) -> dict[str, Any]:
+def run_record(
+    config: RunConfig, split: Split, start: dict[str, str], processes: int = 1
+) -> dict[str, Any]:
     """What a run is, as plain values: for its checkpoint, and in part for its weights.
 
     Parameters
@@ -71,8 +73,11 @@ def run_record(config: RunConfig, split: Split, start: dict[str, str]) -> dict[s
     split : Split
     start : dict
         Name and SHA-256 of the weights it starts from; empty for random ones.
+    processes : int
+        That train together, each on pairs of its own.
     """
     return {
+        "processes": processes,
         "config": to_plain(config),
         "volumes": {
             part: [
@@ -208,7 +213,7 @@ def _weights_of(run: Path, which: Which | None) -> tuple[Network, Card | Baselin
         if key.startswith(prefix)
     }
     model.load_state_dict(tensors)
-    return model, card_of(record, record, {})
+    return model, card_of(record, record, record.get("scores", {}))
 
 
 def _loaded(path: Path) -> tuple[Network, Card | BaselineCard]:

@@ -49,6 +49,7 @@ class Keeper(Callback):
         self._request = request
         self._keep = keep
         self._report = report
+        self._saved: int | None = None
         self._waited = self._trained = 0.0
         self._since = self._idle_since = time.monotonic()
 
@@ -57,6 +58,11 @@ class Keeper(Callback):
     ) -> None:
         """Listen to signals; only now, because Lightning sets handlers of its own before."""
         self._request.listen()
+        module = _ours(pl_module)
+        if self._last.exists():
+            self._saved = module.step
+        elif module.plan.validates_at(module.step + 1):
+            self._save(trainer, module)
         self._since = self._idle_since = time.monotonic()
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -88,22 +94,28 @@ class Keeper(Callback):
     def _after_step(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
         plan, step = module.plan, module.step
         due = plan.validates_at(step)
+        epoch, within = divmod(step, plan.steps_an_epoch)
+        every = module.config.snapshot_every
+        if every and within == 0 and epoch % every == 0 and trainer.is_global_zero:
+            self._keep(module.averaged, f"epoch-{epoch}")
         asked = trainer.strategy.reduce_boolean_decision(self._request.asked, all=False)
         if asked:
+            # A step that is yet to be judged is taken again: its validation must not be left out.
             if not due:
-                trainer.save_checkpoint(self._last)
+                self._save(trainer, module)
+            saved = "" if self._saved == step else f" as it was after step {self._saved}"
             raise Cancelled(
-                f"Stopped by {self._request.reason} after step {step}; the run is saved in "
+                f"Stopped by {self._request.reason} after step {step}; the run is saved{saved} in "
                 f"{self._last.parent}, and --resume goes on with it."
             )
         if module.share >= 1:
             trainer.should_stop = True  # after a validation
         elif not due and (step % module.config.save_every == 0 or plan.validates_at(step + 1)):
-            trainer.save_checkpoint(self._last)
-        epoch, within = divmod(step, plan.steps_an_epoch)
-        every = module.config.snapshot_every
-        if every and within == 0 and epoch % every == 0 and trainer.is_global_zero:
-            self._keep(module.averaged, f"epoch-{epoch}")
+            self._save(trainer, module)
+
+    def _save(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        trainer.save_checkpoint(self._last)
+        self._saved = module.step
 
     def on_validation_start(self, *_: Any) -> None:
         """Note how long there was training."""
@@ -117,8 +129,7 @@ class Keeper(Callback):
         best = module.judge()
         if best and trainer.is_global_zero:
             self._keep(module.averaged, "best")
-        patience = module.config.patience
-        if patience and module.stale >= patience:
+        if module.exhausted:
             trainer.should_stop = True
         scores = module.scores
         assert scores is not None
@@ -134,7 +145,7 @@ class Keeper(Callback):
             waiting=self._waited / max(self._trained, 1e-9),
             best=best,
         )
-        trainer.save_checkpoint(self._last)
+        self._save(trainer, module)
         if trainer.is_global_zero:
             self._report(progress)
         self._waited = 0.0

@@ -58,6 +58,8 @@ class TrainingModule(lightning.LightningModule):
         Trained for, over all sessions.
     last_loss : torch.Tensor
         Of the last batch.
+    last_scores : dict
+        Of the last validation, as cards have them; empty before the first.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class TrainingModule(lightning.LightningModule):
         self.seconds = 0.0
         self.best = -math.inf
         self.scores: Scores | None = None
+        self.last_scores: dict[str, float] = {}
         self._losses = torch.zeros(())
         self._counted = 0
         self._names: tuple[str, ...] = ()
@@ -96,6 +99,11 @@ class TrainingModule(lightning.LightningModule):
     def share(self) -> float:
         """Part of the run that is done, 0 to 1."""
         return self.plan.share(self.step, self.seconds)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there were as many validations without a better one as the settings allow."""
+        return 0 < self.config.patience <= self.stale
 
     @property
     def epoch(self) -> int:
@@ -132,9 +140,20 @@ class TrainingModule(lightning.LightningModule):
         ArssrError
             If it is no number.
         """
-        self._names = batch.names
+        # Gradients are those of all batches of a step.
+        first = self.batches % self.config.accumulate == 0
+        self._names = batch.names if first else self._names + batch.names
         loss = self.loss(predict(self.model, batch), batch)
-        if not torch.isfinite(loss):
+        broken = not torch.isfinite(loss)
+        if broken:
+            self._names = batch.names
+        # In every process: one that went on would wait for the others for ever.
+        if self.trainer.strategy.reduce_boolean_decision(broken, all=False):
+            if not broken:
+                raise ArssrError(
+                    f"Another process has a loss that is no number at step {self.step}; "
+                    f"{self._last_good()}."
+                )
             self._refuse("loss", loss)
         self.last_loss = loss.detach()
         self._losses = self._losses.to(loss.device) + self.last_loss
@@ -233,6 +252,12 @@ class TrainingModule(lightning.LightningModule):
     def judge(self) -> bool:
         """Whether the scores are the best so far."""
         assert self.scores is not None
+        self.last_scores = {
+            "gain_db": round(self.scores.gain, 3),
+            "psnr_db": round(self.scores.psnr, 3),
+            "mean_absolute_error": round(self.scores.absolute, 6),
+            "step": self.step,
+        }
         better = self.scores.psnr > self.best
         if better:
             self.best, self.best_step, self.stale = self.scores.psnr, self.step, 0
@@ -251,6 +276,7 @@ class TrainingModule(lightning.LightningModule):
             "best": self.best,
             "best_step": self.best_step,
             "stale": self.stale,
+            "scores": self.last_scores,
             "losses": self._losses.cpu(),
             "counted": self._counted,
         }
@@ -263,6 +289,7 @@ class TrainingModule(lightning.LightningModule):
         self.seconds = state["seconds"]
         self.best, self.best_step, self.stale = state["best"], state["best_step"], state["stale"]
         self._losses, self._counted = state["losses"], state["counted"]
+        self.last_scores = state.get("scores", {})
 
 
 def _psnr(mean_square: Tensor) -> Tensor:

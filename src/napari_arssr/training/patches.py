@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,9 @@ def cut_patches(
         if not validation:
             split = _drawn(split.train, settings)
         places = {}
+    stems = _stems([*split.train, *split.validation])
     entries = [
-        _entry(volume, part, settings, places.get(volume.content))
+        _entry(volume, part, settings, stems[volume.content], places.get(volume.content))
         for part in ("train", "validation")
         for volume in getattr(split, part)
     ]
@@ -177,10 +179,21 @@ def _drawn(volumes: Sequence[TrainingVolume], settings: PatchSettings) -> Split:
     )
 
 
+def _stems(volumes: Sequence[TrainingVolume]) -> dict[str, str]:
+    """Digest of each volume → how its patches' names begin; no two alike on any system."""
+    stems = {v.content: io.stem(v.name.replace("/", "_").replace(os.sep, "_")) for v in volumes}
+    counts = Counter(stem.casefold() for stem in stems.values())
+    return {
+        content: f"{stem}-{content[:8]}" if counts[stem.casefold()] > 1 else stem
+        for content, stem in stems.items()
+    }
+
+
 def _entry(
     volume: TrainingVolume,
     part: str,
     settings: PatchSettings,
+    stem: str,
     places: list[dict[str, Any]] | None,
 ) -> dict[str, Any]:
     """What the manifest says of a volume; ``places`` are another manifest's patches of it."""
@@ -194,8 +207,6 @@ def _entry(
         )
     else:
         starts = [_place(place, volume, settings.size) for place in places]
-    # Files of one name in several folders must not become one.
-    stem = io.stem(volume.name.replace("/", "_").replace(os.sep, "_"))
     return {
         "name": volume.name,
         "content": volume.content,
@@ -227,7 +238,7 @@ def _read(path: Path) -> dict[str, Any]:
         parts = {v["split"] for v in manifest["volumes"] if v["content"] and v["name"]}
         if unknown := sorted(parts - set(_FOLDERS)):
             raise ValueError(f"there is no part {unknown[0]!r}")  # noqa: TRY301
-        [v["patches"] for v in manifest["volumes"]]
+        [dict(patch) for volume in manifest["volumes"] for patch in volume["patches"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path}: this is no manifest of patches ({error}).") from None
     found: dict[str, Any] = manifest

@@ -27,7 +27,7 @@ from napari_arssr.models import GROWING, ArSSR, can_grow, grow, load_baseline, s
 from napari_arssr.signals import StopRequest, requeue, slurm_job
 from napari_arssr.training.batches import Network, build_network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, PlainCheckpointIO, read_checkpoint
-from napari_arssr.training.config import RunConfig, TrainingConfig, write_config
+from napari_arssr.training.config import GENTLE, RunConfig, TrainingConfig, write_config
 from napari_arssr.training.data import PairData, steps_an_epoch, worker_count
 from napari_arssr.training.export import card_of, export_run, run_record
 from napari_arssr.training.keeper import Keeper
@@ -114,7 +114,9 @@ def train(
     start = _start(config) if before is None else before[RUN_KEY]["start"]
     split = _volumes(config, folder, start, warn if is_first_process() else lambda _: None)
     model = _network(config, resuming=before is not None)
-    record = run_record(config, split, start)
+    if before is not None:
+        split = _ordered_as(split, before[RUN_KEY]["volumes"])
+    record = run_record(config, split, start, where.devices * where.nodes)
     if before is not None:
         _check_same_run(record, before[RUN_KEY], folder)
     make_folder(folder)
@@ -127,7 +129,7 @@ def train(
         module = TrainingModule(model, plan, record, session.last_good)
         if before is not None:
             module.on_load_checkpoint(before)
-        if before is None or module.share < 1:
+        if before is None or not (module.share >= 1 or module.exhausted):
             session.fit(module, where, StopRequest(stop), report, show_progress=show_progress)
     return session.finish()
 
@@ -312,7 +314,7 @@ def starting_from(config: RunConfig, name: str) -> RunConfig:
     """
     training = config.training
     model = training.model if training.baseline else weights.load(name).card.config
-    rate = training.learning_rate / 10
+    rate = GENTLE * training.learning_rate
     training = replace(training, model=model, learning_rate=rate)
     return replace(config, start=name, training=training)
 
@@ -322,6 +324,20 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     # What may be larger is not in the way, unless nothing else is.
     names = [n for n in names if n not in GROWING or ours[n] < theirs[n]] or names
     return ", ".join(f"{name} is {theirs[name]!r} and not {ours.get(name)!r}" for name in names)
+
+
+def _ordered_as(split: Split, volumes: dict[str, list[dict[str, str]]]) -> Split:
+    """The split in the order of a record: renamed files sort otherwise, and pairs go by it."""
+    orders = {
+        part: {volume["content"]: number for number, volume in enumerate(volumes[part])}
+        for part in ("train", "validation")
+    }
+    return Split(
+        *(
+            tuple(sorted(getattr(split, part), key=lambda v: order.get(v.content, len(order))))
+            for part, order in orders.items()
+        )
+    )
 
 
 def _check_same_run(record: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
@@ -337,6 +353,13 @@ def _check_same_run(record: dict[str, Any], theirs: dict[str, Any], folder: Path
         raise UsageError(
             f"{folder / LAST}: the run was started with another {', '.join(changed)}; "
             "resume it with the same settings or start in another folder."
+        )
+    processes, before_it = record["processes"], theirs.get("processes", record["processes"])
+    if processes != before_it:
+        raise UsageError(
+            f"{folder / LAST}: the run was started in {before_it} processes and would go on in "
+            f"{processes}, which draw other pairs; give it as many devices and nodes as before, or "
+            "start in another folder."
         )
     for part, volumes in record["volumes"].items():
         now, then = (
@@ -456,14 +479,7 @@ class _Session:
 
     def _keep(self, module: TrainingModule, model: Network, name: str) -> None:
         """Write weights into the folder."""
-        scores, said = module.scores, {}
-        if name == "best" and scores is not None:
-            said = {
-                "gain_db": round(scores.gain, 3),
-                "psnr_db": round(scores.psnr, 3),
-                "mean_absolute_error": round(scores.absolute, 6),
-                "step": module.step,
-            }
+        said = module.last_scores if name == "best" else {}
         card = card_of(self._record, {"step": module.step, "seconds": module.seconds}, said)
         save(self._folder / f"{name}.safetensors", model, card, torch.float32)
 

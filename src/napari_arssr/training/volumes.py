@@ -9,8 +9,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -67,7 +68,8 @@ class TrainingVolume:
     name : str
         How messages and records call it.
     subject : str
-        The label of a BIDS name, ``sub-01``; else the name.
+        The label of a BIDS name, ``sub-01``; of a patch, else, the digest of the volume that it was
+        cut from; else the path.
     sha256 : str
         Of the file.
     content : str
@@ -317,6 +319,7 @@ def load_volumes(
         if not os.path.lexists(path):
             raise FileError(f"{path} does not exist; check its name.")
     files = sorted((f for path in given for f in find_files(path)), key=lambda path: path.name)
+    named = _Names(files)
 
     def read(file: Path) -> TrainingVolume | ArssrError:
         try:
@@ -326,7 +329,6 @@ def load_volumes(
 
     found: list[TrainingVolume] = []
     known: dict[str, TrainingVolume] = {}
-    names: set[str] = set()
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
         for file, read_one in zip(files, pool.map(read, files), strict=True):
             result = read_one
@@ -338,18 +340,45 @@ def load_volumes(
                     raise result
                 warn(f"left out: {result}")
                 continue
-            # Folders of subjects often hold files of one name.
-            candidates = (file.name, f"{file.parent.name}/{file.name}", str(file))
-            name = next((n for n in candidates if n not in names), str(file))
-            names.add(name)
             known[result.content] = result
-            subject = subject_of(file) or str(file)
             found.append(
-                TrainingVolume(result.data, name, subject, result.sha256, result.content, str(file))
+                replace(
+                    result,
+                    name=named(file),
+                    subject=subject_of(file) or result.subject or str(file),
+                )
             )
     if not found:
         raise UsageError(f"There is no volume that can be used in {', '.join(map(str, given))}.")
     return found
+
+
+class _Names:
+    """Names of files for records: each its own, and none tells where the data set lies.
+
+    Folders of subjects often hold files of one name, which then carry the folders above them, as
+    far as these are the data set's own.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        places = [file.absolute() for file in files]
+        self._root = os.path.commonpath([file.parent for file in places]) if places else ""
+        self._given: set[str] = set()
+
+    def __call__(self, file: Path) -> str:
+        parts = file.absolute().relative_to(self._root).parts
+        ends = ["/".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+        # Links and mounts may bring one file twice by different ways.
+        numbered = (f"{ends[-1]} ({number})" for number in count(2))
+        names = map(_printable, chain(ends, numbered))
+        name = next(one for one in names if one not in self._given)
+        self._given.add(name)
+        return name
+
+
+def _printable(name: str) -> str:
+    """The name with what is no text in it spelt out: cards are UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def find_files(path: Path) -> list[Path]:
@@ -389,7 +418,9 @@ def _read(
     file: Path, smallest: int, method: Normalization, unpack_to: Path | None, *, share: bool
 ) -> TrainingVolume:
     volume = io.read(file).frame(0)
-    if _is_patch(file):
+    # Patches of one volume are one subject, whatever they are called.
+    cut_from = _cut_from(file)
+    if cut_from:
         method = "none"
     normal, normalizer = _normalised(volume.data, str(file), smallest, method)
     content = _digest(normal)
@@ -401,7 +432,7 @@ def _read(
             data = _unpacked(normal, content, unpack_to)
     elif share:
         data = SharedVoxels(normal)
-    return TrainingVolume(data, file.name, "", sha256_of(file), content, str(file))
+    return TrainingVolume(data, file.name, cut_from, sha256_of(file), content, str(file))
 
 
 def _unpacked(normal: npt.NDArray[np.float16], content: str, folder: Path) -> MappedVoxels:
@@ -412,22 +443,30 @@ def _unpacked(normal: npt.NDArray[np.float16], content: str, folder: Path) -> Ma
     return MappedVoxels(path.absolute(), normal.shape)
 
 
-def _is_patch(file: Path) -> bool:
-    """Whether ``napari-arssr patches`` cut the file: a manifest in its folder or above says so."""
+def _cut_from(file: Path) -> str:
+    """Digest of the volume that ``napari-arssr patches`` cut the file from; empty if it did not.
+
+    A manifest in its folder or above says so.
+    """
     file = file.absolute()  # "x.nii" has no folders above it
     for folder in (file.parent, file.parent.parent):
         manifest = folder / MANIFEST
         if manifest.is_file():
             changed = manifest.stat().st_mtime_ns
-            return file.relative_to(folder).as_posix() in _patches_of(manifest, changed)
-    return False
+            return _patches_of(manifest, changed).get(file.relative_to(folder).as_posix(), "")
+    return ""
 
 
 @lru_cache(maxsize=8)
-def _patches_of(manifest: Path, _changed: int) -> set[str]:
+def _patches_of(manifest: Path, _changed: int) -> dict[str, str]:
+    """File of each patch → digest of the volume it was cut from."""
     try:
         volumes = json.loads(manifest.read_text(encoding="utf-8"))["volumes"]
-        return {patch["file"] for volume in volumes for patch in volume["patches"]}
+        return {
+            patch["file"]: str(volume["content"])
+            for volume in volumes
+            for patch in volume["patches"]
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(
             f"{manifest}: the manifest of the patches cannot be read ({error}); cut them again."
