@@ -866,7 +866,12 @@ def test_without_a_network_the_way_out_is_said(
 ) -> None:
     cache.mkdir()
     record = weights.REGISTRY["arssr-rdn"]
-    parts = [record.source, record.filename, str(cache / record.filename), "--weights PATH"]
+    parts = [
+        record.source,
+        record.filename,
+        str(cache / record.filename),
+        "name the file of your own copy",
+    ]
     refuse(1, parts, "weights", "download", "arssr-rdn")
     refuse(1, parts, "upsample", scan, out, "--scale", "2", "--weights", "arssr-rdn")
     refuse(2, ["'nothing'"], "weights", "download", "nothing")

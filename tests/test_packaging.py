@@ -248,7 +248,8 @@ def test_the_constraints_pin_every_version_and_nothing_else(project: dict[str, o
     assert isinstance(dependencies, list)
     wanted = [*dependencies, *(name for extra in extras.values() for name in extra)]
     names = {normal(re.split(r"[\[>=<~!; ]", line)[0]) for line in wanted}
-    assert names - pinned == {"napari-arssr"}
+    # antspyx wants an older NumPy than all else here is tested with.
+    assert names - pinned == {"napari-arssr", "antspyx"}
 
 
 def test_no_tracked_file_names_a_place_on_one_machine() -> None:

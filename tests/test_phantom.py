@@ -249,14 +249,6 @@ def test_memory_does_not_grow_with_the_parts():
     assert peak < 25e6  # all points at once are 50 MB before any arithmetic
 
 
-def test_a_pair_has_one_span_and_one_mean():
-    low, reference = Phantom().pair(5.0, (1, 2, 2.5))
-    assert reference.grid == Phantom.grid(5.0)
-    assert low.grid == reference.grid.scaled((1, 1 / 2, 1 / 2.5))
-    assert low.data.mean() == pytest.approx(reference.data.mean(), rel=0.01)
-    assert low.data.std() < 0.98 * reference.data.std()
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

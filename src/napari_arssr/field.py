@@ -412,7 +412,8 @@ class NetworkField(Field):
         if self._points <= _FEWEST_POINTS:
             raise OutOfMemory(
                 f"{self.name}: there is not enough memory on {self.device} to decode even "
-                f"{self._points} points; close other programs or lower --memory."
+                f"{self._points} points; close other programs, or allow it less memory for what "
+                "it keeps."
             )
         self._points //= 2
         if self.device.type == "cuda":

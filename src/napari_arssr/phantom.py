@@ -33,9 +33,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import UsageError
-from napari_arssr.volume import Grid, Triple, Volume, as_triple
+from napari_arssr.volume import Grid, Triple, Volume
 
 __all__ = ["EDGE_MM", "MARKER_MM", "MARKER_RADIUS_MM", "Contrast", "Lesion", "Phantom"]
 
@@ -250,33 +249,6 @@ class Phantom:
                 real, imaginary = random.normal(scale=noise, size=(2, *plane.shape))
                 plane[...] = np.where(plane > 0, np.hypot(plane + real, imaginary), 0)
         return Volume(data, grid.affine, name=f"phantom-{self.contrast}-{self.seed}")
-
-    def pair(
-        self,
-        spacing: float | Sequence[float],
-        scale: float | Sequence[float],
-        *,
-        model: ScannerModel | None = None,
-    ) -> tuple[Volume, Volume]:
-        """The whole brain at low resolution, and the reference to compare a result with.
-
-        Parameters
-        ----------
-        spacing : float or three floats
-            Voxel size of the reference, (z, y, x) millimetres.
-        scale : float or three floats
-            Reference voxels per low-resolution voxel, (z, y, x).
-        model : ScannerModel, optional
-            The scanner; a Gaussian as wide as the low-resolution voxel by default.
-
-        Returns
-        -------
-        low, reference : Volume
-            float32, of one span. The reference is sampled with ``oversampling=2``.
-        """
-        reference = self.sample(self.grid(spacing), oversampling=2)
-        low = reference.grid.scaled([1 / k for k in as_triple(scale, "scale")])
-        return (model or ScannerModel()).measure(reference, low), reference
 
 
 # --- Random fields ------------------------------------------------------------------------

@@ -300,8 +300,8 @@ def fetch_record(
         before = "the file in the cache was broken and was removed, and " if failure.removed else ""
         raise FileError(
             f"{record.name}: {before}{record.source} could not be fetched: {failure}; download "
-            f"{record.filename} from there by other means and put it at {target}, or name your "
-            "own copy with --weights PATH."
+            f"{record.filename} from there by other means and put it at {target}, or name the "
+            "file of your own copy."
         ) from None
     except OSError as error:
         raise _cache_error(folder, error) from None

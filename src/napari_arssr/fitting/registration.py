@@ -100,7 +100,7 @@ def register(
     start = np.eye(4) if start is None else start
     if overlap(reference.grid, moving.grid.moved(start)) == 0:
         raise _apart(reference, moving)
-    grid = _common_grid(reference, moving)
+    grid = _common_grid(reference)
     fixed_data = _blurred(_resampled(reference, grid, np.eye(4)), grid, moving.grid.moved(start))
     moved_data = _blurred(_resampled(moving, grid, start), grid, reference.grid)
     fixed, moved = _image(fixed_data, grid), _image(moved_data, grid)
@@ -143,7 +143,7 @@ def register(
         reason = str(error).strip().rpartition("\n")[2].strip()
         raise UsageError(
             f"{moving.name} cannot be registered to {reference.name} ({reason}); leave it out, or "
-            "register it yourself and use --no-register."
+            "register it yourself and let the stacks lie as their files say."
         ) from None
     found = _motion_of(transform)
     return np.asarray(found @ start)
@@ -270,7 +270,7 @@ def _centre(data: npt.NDArray[np.float32], grid: Grid) -> list[float]:
     return [-x, -y, z]
 
 
-def _common_grid(reference: Volume, moving: Volume) -> Grid:
+def _common_grid(reference: Volume) -> Grid:
     """Cubes over the reference's span, as fine as its finest side or as memory is worth."""
     grid = reference.grid.isotropic()
     if grid.size > _VOXELS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,21 @@ from napari_arssr.devices import onednn_takes
 from napari_arssr.interpolation import Outside
 from napari_arssr.models.lattice import Matrices, interpolate_lattice, lattice_positions
 
-__all__ = ["PublishedDecoder", "ResidualDecoder"]
+__all__ = ["PublishedDecoder", "ResidualDecoder", "absolute_position", "index_at"]
+
+
+def absolute_position(index: Any, size: Any) -> Any:
+    """Where voxel indices lie along an axis of ``size`` voxels: faces at -1 and 1.
+
+    Published networks know places in this form (Wu et al. 2023, section III-C). For tensors and
+    arrays alike.
+    """
+    return (2 * index + 1) / size - 1
+
+
+def index_at(position: Any, size: Any) -> Any:
+    """The inverse of :func:`absolute_position`."""
+    return ((position + 1) * size - 1) / 2
 
 
 class PublishedDecoder(nn.Module):
@@ -56,7 +71,8 @@ class PublishedDecoder(nn.Module):
 
     def encode_position(self, coordinates: Tensor, size: int, _cell: float) -> Tensor:
         """Absolute position of indices (m,) along an axis of ``size`` voxels, (m, 1)."""
-        return (-1 + (2 * coordinates + 1) / size).unsqueeze(-1)
+        code: Tensor = absolute_position(coordinates, size).unsqueeze(-1)
+        return code
 
     def position_term(self, _axis: int, code: Tensor) -> Tensor:
         """What :meth:`forward` takes of an axis: the code itself."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from napari_arssr.models import ArSSR, Regressor, build
-from napari_arssr.models.decoders import PublishedDecoder
+from napari_arssr.models.decoders import PublishedDecoder, index_at
 from napari_arssr.models.lattice import Matrices
 from napari_arssr.training.config import TrainingConfig
 
@@ -130,7 +130,7 @@ def _interpolate(features: Tensor, points: Tensor) -> Tensor:
     """
     batch, *sizes, channels = features.shape
     size = torch.tensor(sizes, device=points.device)
-    index = ((points + 1) * size - 1) / 2
+    index = index_at(points, size)
     low = index.floor()
     fraction = index - low
     rows, shares = [], []

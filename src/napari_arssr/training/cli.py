@@ -313,7 +313,7 @@ def _settings(options: argparse.Namespace) -> RunConfig:
     _let_minutes_count(given, options)
     if options.baseline or options.scale:
         config = _of_baseline(config, options, settled=file is not None)
-    _refuse_without_effect(config, given, options)
+    _refuse_without_effect(config, given)
     if resumed:
         _check_beginning(config, options)
     elif options.self_training:
@@ -354,9 +354,7 @@ def _check_beginning(config: RunConfig, options: argparse.Namespace) -> None:
         )
 
 
-def _refuse_without_effect(
-    config: RunConfig, given: dict[str, Any], options: argparse.Namespace
-) -> None:
+def _refuse_without_effect(config: RunConfig, given: dict[str, Any]) -> None:
     """Refuse options that the network or the protocol has no use for."""
     training = given.get("training", {})
     if config.training.baseline and "model" in training:

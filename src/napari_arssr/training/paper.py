@@ -22,6 +22,7 @@ import torch
 
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.interpolation import apply_separable, spline_matrix
+from napari_arssr.models.decoders import absolute_position
 from napari_arssr.training.batches import GridBatch, PointBatch
 from napari_arssr.training.config import TrainingConfig
 from napari_arssr.training.pairs import FOREGROUND, Stream, generator_for
@@ -180,7 +181,7 @@ class PaperPairs:
         count = int(np.prod(sides))
         picks = generator.choice(count, config.samples, replace=False, shuffle=False)
         index = np.stack(np.unravel_index(picks, sides), axis=-1)
-        points = (2 * index + 1) / np.array(sides) - 1
+        points = absolute_position(index, np.array(sides))
         base = cubic.reshape(-1)[picks] if self.watch else cubic
         return PointBatch(
             torch.from_numpy(low),

@@ -157,7 +157,7 @@ class _Where:
             if ":" in machine.device:
                 chosen = [device.index]
         elif device.type == "mps" and devices > 1:
-            raise UsageError("There is one GPU here and not several; leave --devices out.")
+            raise UsageError("There is one GPU here and not several; ask for one device.")
         strategy = machine.strategy
         if strategy == "auto" and devices * nodes > 1:
             strategy = "ddp"
@@ -474,7 +474,7 @@ class _Session:
         if trainer.is_global_zero and not requeue():
             raise ArssrError(
                 f"The run is saved, but SLURM would not take job {slurm_job()} again; submit it "
-                "with --resume."
+                "once more and resume the run."
             )
 
     def _keep(self, module: TrainingModule, model: Network, name: str) -> None:
