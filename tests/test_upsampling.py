@@ -383,7 +383,7 @@ def test_a_result_beyond_memory_is_refused_before_the_work(
         upsample(volume_of(), 3000, weights=loaded)
     free = SimpleNamespace(available=4_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(OutOfMemory, match="1 MB are free"):
+    with pytest.raises(OutOfMemory, match="4 kB are free"):
         upsample(volume_of((1, 4, 8, 8)), (2, 2, 1), weights=loaded)  # 4 KiB, and 96 bytes short
 
 

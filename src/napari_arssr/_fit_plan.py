@@ -18,11 +18,12 @@ from napari_arssr._output_choice import Unit
 from napari_arssr._plan import in_command, plain_errors, read_voxels, same_as_file
 from napari_arssr._sight import Sight
 from napari_arssr._warm_up import import_torch
-from napari_arssr.errors import FileError, OutOfMemory
+from napari_arssr.errors import FileError
 from napari_arssr.fitting.cli import as_options, record_of
 from napari_arssr.fitting.pipeline import Watch, askew_stacks, fit, memory_needed, output_grid
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.fitting.stacks import check_forms
+from napari_arssr.memory import require
 from napari_arssr.volume import Box, Grid, Volume, as_triple
 from napari_arssr.watching import Stop, VagueReport
 
@@ -240,15 +241,8 @@ class Fitted:
         ------
         OutOfMemory, Cancelled
         """
-        import psutil
-
         grid = self.grid(spacing)
-        needed = 4 * grid.size
-        if needed > psutil.virtual_memory().available:
-            raise OutOfMemory(
-                f"A volume of {grid.size:,} voxels takes {needed / 1e9:.1f} GB, more than is free; "
-                "choose a larger voxel size."
-            )
+        require(4 * grid.size, f"A volume of {grid.size:,} voxels", "choose a larger voxel size")
         with plain_errors(self.title(spacing), "choose a larger voxel size"):
 
             def told(share: float, _stage: str) -> None:

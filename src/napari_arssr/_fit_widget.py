@@ -49,14 +49,13 @@ from napari_arssr._stack_choice import MaskChoice, StackChoice
 from napari_arssr._telling import (
     came_to_its_end,
     files_of_layers,
-    in_bytes,
     put_on_clipboard,
-    see_that_it_fits,
     tell,
 )
 from napari_arssr._view import affine_of, is_helper, mark_result
 from napari_arssr._worker import Outcome, Runner, State
 from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.memory import in_bytes, require
 from napari_arssr.timing import in_words
 from napari_arssr.volume import Grid, Volume
 from napari_arssr.watching import Stop, VagueReport, unheard
@@ -264,7 +263,7 @@ class FitWidget(Dock):
             self.method.wants_uncertainty,
             self.within.bounds,
         )
-        see_that_it_fits(plan.bytes_needed, "choose a larger voxel size or a mask")
+        require(plan.bytes_needed, "This", "choose a larger voxel size or a mask")
         return plan
 
     def _refresh(self, _value: object = None) -> None:
@@ -635,7 +634,7 @@ def fit_selected() -> None:
 
 def _motion(done: _Done, result: Image) -> npt.NDArray[np.float64]:
     """How a fit's result was moved since it was made, RAS+ millimetres to RAS+ millimetres."""
-    return np.asarray(grid_of(result).affine @ np.linalg.inv(done.place.affine))
+    return grid_of(result).motion_from(done.place)
 
 
 def _prospect(plan: FitPlan) -> Sequence[str]:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtWidgets import QApplication
 
 from napari_arssr._rows import Note
 from napari_arssr._worker import Outcome
-from napari_arssr.errors import ArssrError, OutOfMemory, UsageError
+from napari_arssr.errors import ArssrError, UsageError
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -21,9 +20,7 @@ __all__ = [
     "UnexpectedError",
     "came_to_its_end",
     "files_of_layers",
-    "in_bytes",
     "put_on_clipboard",
-    "see_that_it_fits",
     "tell",
 ]
 
@@ -94,15 +91,6 @@ def files_of_layers(layers: Sequence[Layer]) -> list[Path]:
     return [Path(layer.source.path) for layer in layers]
 
 
-def see_that_it_fits(need: int, way_out: str) -> None:
-    """Raise OutOfMemory, with the way out, if there is not so much memory free, in bytes."""
-    free = psutil.virtual_memory().available
-    if need > free:
-        raise OutOfMemory(
-            f"This would take {in_bytes(need)} of memory, and {in_bytes(free)} are free: {way_out}."
-        )
-
-
 def put_on_clipboard(outcome: Outcome, message: Note) -> None:
     """Copy the command line that work came to, or tell why there is none."""
     if not came_to_its_end(outcome, message, "Copying the command", "There is no such command"):
@@ -111,11 +99,3 @@ def put_on_clipboard(outcome: Outcome, message: Note) -> None:
     assert clipboard is not None
     clipboard.setText(outcome.value)
     message.say(f"Copied: {outcome.value}")
-
-
-def in_bytes(size: int) -> str:
-    """A size in memory: ``451 MB``."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{max(size / 1e3, 0.1):.3g} kB"

@@ -42,15 +42,14 @@ from napari_arssr._run_row import RunRow
 from napari_arssr._telling import (
     came_to_its_end,
     files_of_layers,
-    in_bytes,
     put_on_clipboard,
-    see_that_it_fits,
     tell,
 )
 from napari_arssr._view import affine_of, frame_of, mark_result
 from napari_arssr._weights_choice import WeightsChoice
 from napari_arssr._worker import Outcome, Runner, State
 from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.memory import in_bytes, require
 from napari_arssr.timing import Speeds, in_words
 from napari_arssr.upsampling import Settings, Target
 from napari_arssr.watching import Stop, VagueReport
@@ -213,7 +212,7 @@ class UpsampleWidget(Dock):
             None if self.advanced.every_frame or volume.data.ndim == 3 else self._frame(),
             self._settings(),
         )
-        see_that_it_fits(plan.bytes_needed, _less_memory(plan))
+        require(plan.bytes_needed, "This", _less_memory(plan))
         return plan
 
     def _frame(self) -> int:

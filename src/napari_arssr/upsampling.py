@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
-from napari_arssr.errors import FileError, OutOfMemory, UsageError
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.memory import for_work, require
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Box, Grid, Volume, as_triple
 from napari_arssr.watching import Report, Stop, never, unheard
@@ -288,7 +289,11 @@ def upsample(
     settings = Settings(name, device, precision, memory, normalize, consistency, orientations)
     _check_real(volume)
     grid = output_grid(volume, target, box)
-    _check_result_fits(grid.size * volume.frames * 4, volume.name, grid)
+    require(
+        grid.size * volume.frames * 4,
+        f"{volume.name}: a result of {grid.shape} voxels",
+        "ask for a box or a coarser grid, or write it to a file, which is done slab by slab",
+    )
     job = _Job.of(volume, target, box, settings, loaded)
     data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
     used: list[Normalizer] = []
@@ -604,18 +609,6 @@ def _check_real(volume: Volume) -> None:
         )
 
 
-def _check_result_fits(size: int, name: str, grid: Grid) -> None:
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if size > free:
-        raise OutOfMemory(
-            f"{name}: a result of {grid.shape} voxels takes {_gigabytes(size)} and "
-            f"{_gigabytes(free)} are free; ask for a box or a coarser grid, or write it to a "
-            "file, which is done slab by slab."
-        )
-
-
 def _gigabytes(size: float) -> str:
     # Rounded up: what is said to be needed is enough.
     return f"{math.ceil(size / 1e8) / 10} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
@@ -626,12 +619,9 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, wa
     import psutil
 
     if device.type == "cuda":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(0.8 * free) if memory is None else min(memory, int(0.9 * free))
+        return for_work(device, memory)
     if memory is None:
-        return max(psutil.virtual_memory().available // 2 - extra, least)
+        return max(for_work(device) - extra, least)
     taken = psutil.Process().memory_info().rss
     left = memory - taken - extra
     if left < least:

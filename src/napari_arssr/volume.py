@@ -434,6 +434,10 @@ class Grid:
         """The same voxels after a motion: 4×4, RAS+ millimetres to RAS+ millimetres."""
         return Grid(self.shape, np.asarray(motion, dtype=np.float64) @ self.affine)
 
+    def motion_from(self, before: Grid) -> Affine:
+        """The motion that brought ``before`` here, voxel to voxel; see :meth:`moved`."""
+        return np.asarray(self.affine @ np.linalg.inv(before.affine))
+
     def holds(self, index: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
         """Which voxel indices (…, 3), (z, y, x), lie in the grid's span."""
         z, y, x = (in_span(index[..., axis], size) for axis, size in enumerate(self.shape))

@@ -32,6 +32,7 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation.rows import RESULTS
 from napari_arssr.files import sha256_of
+from napari_arssr.memory import for_work
 from napari_arssr.volume import Box, Grid, Triple, Volume
 from napari_arssr.watching import Stop, never
 
@@ -453,7 +454,9 @@ def refine(
     whole = Box((0, 0, 0), shape)
     result = np.empty(shape, dtype=np.float32)
     per_voxel = model.peak_channels * dtype.itemsize
-    for block in whole.blocks(_block_shape(shape, model.halo, per_voxel, _free(device, memory))):
+    for block in whole.blocks(
+        _block_shape(shape, model.halo, per_voxel, for_work(torch.device(device), memory))
+    ):
         if stop():
             raise Cancelled
         read = block.grown(model.halo, shape)
@@ -462,16 +465,6 @@ def refine(
             values = network(part[None].to(device, dtype))[0].float().cpu().numpy()
         result[block.slices] = values[block.relative_to(read.start).slices]
     return result
-
-
-def _free(device: Any, memory: int | None) -> int:
-    import psutil
-    import torch
-
-    if torch.device(device).type == "cuda":
-        free = int(0.8 * torch.cuda.mem_get_info(device)[0])
-        return free if memory is None else min(memory, free)
-    return memory if memory is not None else psutil.virtual_memory().available // 2
 
 
 def _block_shape(

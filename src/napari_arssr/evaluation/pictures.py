@@ -26,6 +26,7 @@ from napari_arssr.evaluation.methods import Case
 from napari_arssr.evaluation.protocol import Prepared
 from napari_arssr.evaluation.rows import Row
 from napari_arssr.files import write_whole
+from napari_arssr.request import nearest_values
 from napari_arssr.volume import Box, Triple, Volume
 
 __all__ = [
@@ -102,11 +103,7 @@ def save_reference(folder: Path, prepared: Prepared) -> None:
 
 def save_input(pictures: Path, row: Row, case: Case) -> None:
     """Keep the slices of the LR volume that a row's result was made from, voxels as blocks."""
-    index = [
-        (2 * np.arange(n) + 1) * m // (2 * n)
-        for n, m in zip(case.grid.shape, case.low.grid.shape, strict=True)
-    ]
-    blocks = case.low.data[np.ix_(*index)]
+    blocks = nearest_values(case.low, case.grid)
     laid, _ = _laid_out(Volume(blocks, case.grid.affine, name=INPUT))
     _save(_input(pictures, row), laid, load_view(folder_of(pictures, row)))
 

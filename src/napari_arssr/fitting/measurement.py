@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.degradation import ScannerModel
-from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.errors import UsageError
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import Stack
+from napari_arssr.memory import require
 from napari_arssr.volume import Grid, in_span
 
 __all__ = [
@@ -116,6 +117,10 @@ def refine_adjoint(fine: Array) -> Array:
     for axis in range(3):
         fine = _refine_axis_adjoint(fine, axis)
     return np.ascontiguousarray(fine)
+
+
+# Memory while a sparse measurement is made, in sizes of what it is then.
+_WHILE_MADE = 1.25
 
 
 class _Part(Protocol):
@@ -335,7 +340,9 @@ def _sparse(grid: Grid, stack: Stack, motions: FloatArray, scanner: ScannerModel
     kind = np.int32 if fine.prod() < 2**31 else np.int64
     corners = (np.indices((2, 2, 2)).reshape(3, 8).T @ strides).astype(kind)
     count, taps = len(stack.rows), 8 * len(weights)
-    _check_memory(count * taps * (4 + np.dtype(kind).itemsize), stack)
+    needed = count * taps * (4 + np.dtype(kind).itemsize)
+    what = f"{stack.name}: to fit it where it lies"
+    require(int(_WHILE_MADE * needed), what, "give a mask, or a larger voxel size")
     indices = np.empty((count, len(weights), 8), dtype=kind)
     values = np.empty((count, len(weights), 8), dtype=np.float32)
     inside = np.empty(count, dtype=np.float32)
@@ -358,14 +365,3 @@ def _sparse(grid: Grid, stack: Stack, motions: FloatArray, scanner: ScannerModel
         starts = starts.astype(kind)
     matrix = csr_array((values.ravel(), indices.ravel(), starts), shape=(count, int(fine.prod())))
     return _Sparse(matrix, inside)
-
-
-def _check_memory(needed: int, stack: Stack) -> None:
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if needed > 0.8 * free:
-        raise OutOfMemory(
-            f"{stack.name}: to fit it where it lies takes {needed / 1e9:.1f} GB and "
-            f"{free / 1e9:.1f} GB are free; give a mask, or a larger voxel size."
-        )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.errors import OutOfMemory, UsageError
+from napari_arssr.errors import UsageError
 from napari_arssr.fitting.alignment import align, seen_from
 from napari_arssr.fitting.alternation import Poses, find_poses
 from napari_arssr.fitting.averaging import mean_of_stacks
@@ -24,6 +24,7 @@ from napari_arssr.fitting.srr import Prior, Problem
 from napari_arssr.fitting.stacks import Stack, check, inside_of, prepare, within
 from napari_arssr.fitting.state import StackRecord, State, hash_of, names_of
 from napari_arssr.fitting.uncertainty import uncertainty_of
+from napari_arssr.memory import require
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import nearest_values
 from napari_arssr.volume import Box, Grid, Volume
@@ -382,16 +383,12 @@ def askew_stacks(
 
 
 def _check_memory(grid: Grid, settings: Settings, askew: int) -> None:
-    import psutil
-
-    needed = memory_needed(grid, settings, askew)
-    free = psutil.virtual_memory().available
-    if needed > free:
-        sizes = " × ".join(str(n) for n in reversed(grid.shape))
-        raise OutOfMemory(
-            f"A volume of {sizes} voxels takes {needed / 1e9:.1f} GB while it is fitted, and "
-            f"{free / 1e9:.1f} GB are free; give a mask or a larger voxel size."
-        )
+    sizes = " × ".join(str(n) for n in reversed(grid.shape))
+    require(
+        memory_needed(grid, settings, askew),
+        f"To fit a volume of {sizes} voxels",
+        "give a mask or a larger voxel size",
+    )
 
 
 # -------------------------------------------------------------------------------- stages
