@@ -270,8 +270,20 @@ def test_metrics_are_never_added_to_what_another_version_measured(folder, tmp_pa
         assert "torch=" in row.versions
         assert row.psnr > 10  # measured again, with all that is beside it
         assert row.ssim > 0
-    for row in read_rows(settings.rows)[:1]:
+    # Nothing of what was known is lost for that.
+    for row in read_rows(settings.rows):
         add_row(settings.rows, replace(row, versions="napari-arssr=0.0.1"))
+    run(replace(settings, metrics=("psi",)))
+    for row in read_rows(settings.rows):
+        assert {*QUICK, "psi"} <= row.attempted or row.method == REFERENCE
+        assert row.versions != "napari-arssr=0.0.1" or row.method == REFERENCE
+    for row in read_rows(settings.rows)[-1:]:
+        measured = "psnr ssim consistency psi lpips"
+        old = replace(row, versions="napari-arssr=0.0.1", metrics=measured, lpips=0.1)
+        add_row(settings.rows, old)
+    outcome = run(replace(settings, metrics=("psnr", "lpc-si")))
+    assert any("lpips too, which is not available here" in one.reason for one in outcome.skipped)
+    assert read_rows(settings.rows)[-1].lpips == 0.1
     group = groups(read_rows(settings.rows))[0]
     assert "Of more than one set of versions: cubic." in tables(group)[0].notes
 

@@ -307,9 +307,7 @@ class _Run:
                 self.outcome.kept += 1
                 self._repeat_reasons(found, self.metrics)
                 continue
-            # What is measured now must not stand under versions that measured it before.
-            same = found is not None and found.versions == row.versions
-            jobs.append((method, row, found if same else None))
+            jobs.append((method, row, found))
         if not jobs:
             return
         self._check()
@@ -346,10 +344,22 @@ class _Run:
                 result, device, precision = method.run(case, self.settings.machine, self.stop)
                 seconds = time.perf_counter() - started
                 used = memory(device)
-            if found is not None and (found.device, found.precision) == (device, precision):
-                row = found
+            # What is measured now must not stand under what measured it before, nor be lost.
+            made_by = row.versions, device, precision
+            lost: set[str] = set()
+            if found is not None:
+                if (found.versions, found.device, found.precision) == made_by:
+                    row = found
+                else:
+                    lost = self.tools.measured(found)
             had = self.tools.measured(row)
-            names = [name for name in self.metrics if name not in had]
+            names = [name for name in METRICS if name in lost.union(self.metrics) - had]
+            if lost and (missing := lost - set(available_metrics(tuple(lost), self.tools))):
+                raise UsageError(
+                    "its row was made by other versions or on another device and must be measured "
+                    f"anew, {', '.join(sorted(missing))} too, which is not available here; keep "
+                    "the new ones in another file."
+                )
             elsewhere = method.network == RESULTS and self.settings.crop is not None
             values, problems = score(
                 names, reference, result, case, self.tools, made_of_whole=elsewhere
