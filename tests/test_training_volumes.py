@@ -212,6 +212,36 @@ def test_a_streamed_volume_is_the_same_as_one_in_memory(tmp_path: Path, kind: st
         np.testing.assert_array_equal(voxels_[WHOLE], held.data[WHOLE])
 
 
+def _differs(streamed: NiftiVoxels, held: Any, seed: int, found: Any) -> None:
+    random = np.random.default_rng(seed)
+    for _ in range(400):
+        start = int(random.integers(20))
+        part = (slice(start, start + 4), slice(None), slice(None))
+        if not np.array_equal(streamed[part], held[part]):
+            found.value = 1
+            return
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system starts no process as a copy")
+def test_workers_that_are_copies_read_a_streamed_file_each_for_itself(tmp_path: Path) -> None:
+    path = tmp_path / "volume.nii"
+    put(path, voxels(3, (24, 40, 41)))
+    held = load_volumes([path])[0].data
+    streamed = load_volumes([path], unpack_to=tmp_path / "unpacked")[0].data
+    streamed[WHOLE]  # open before the copies are made
+    context = multiprocessing.get_context("fork")
+    found = context.Value("i", 0)
+    workers = [
+        context.Process(target=_differs, args=(streamed, held, seed, found)) for seed in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found.value == 0
+    assert all(worker.exitcode == 0 for worker in workers)
+
+
 def test_a_streamed_file_is_read_by_the_reader_that_checked_it(tmp_path: Path) -> None:
     """nibabel takes a voxel offset of 0 by its word and would train on the header."""
     path = tmp_path / "volume.nii"

@@ -59,10 +59,11 @@ class Keeper(Callback):
         """Listen to signals; only now, because Lightning sets handlers of its own before."""
         self._request.listen()
         module = _ours(pl_module)
-        if self._last.exists():
-            self._saved = module.step
-        elif module.plan.validates_at(module.step + 1):
+        # Each process saves or none: whether the file is there, the first may have changed already.
+        if module.step == 0 and module.plan.validates_at(1):
             self._save(trainer, module)
+        elif module.step:
+            self._saved = module.step
         self._since = self._idle_since = time.monotonic()
 
     def on_train_batch_start(self, *_: Any) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, count
@@ -182,10 +183,13 @@ class NiftiVoxels:
         self.shape = shape
         self._normalizer = normalizer
         self._stored: Any = None
+        self._process = 0
 
     def __getitem__(self, part: tuple[slice, ...]) -> npt.NDArray[Any]:
-        if self._stored is None:
+        # A worker that is a copy of this process would share the place in an open file with it.
+        if self._stored is None or self._process != os.getpid():
             self._stored = io.read(self._path, most=0).frame(0).data
+            self._process = os.getpid()
         return _stored(self._normalizer.normalize(np.asarray(self._stored[part])))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -361,12 +365,13 @@ class _Names:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        places = [file.absolute() for file in files]
-        self._root = os.path.commonpath([file.parent for file in places]) if places else ""
+        self._root = ""
+        with suppress(ValueError):  # no files, or several drives
+            self._root = os.path.commonpath([file.absolute().parent for file in files])
         self._given: set[str] = set()
 
     def __call__(self, file: Path) -> str:
-        parts = file.absolute().relative_to(self._root).parts
+        parts = file.absolute().relative_to(self._root).parts if self._root else (file.name,)
         ends = ["/".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
         # Links and mounts may bring one file twice by different ways.
         numbered = (f"{ends[-1]} ({number})" for number in count(2))
