@@ -107,7 +107,7 @@ class Keeper(Callback):
             saved = "" if self._saved == step else f" as it was after step {self._saved}"
             raise Cancelled(
                 f"Stopped by {self._request.reason} after step {step}; the run is saved{saved} in "
-                f"{self._last.parent}, and can be resumed."
+                f"{self._last.parent}, and --resume goes on with it."
             )
         if module.share >= 1:
             trainer.should_stop = True  # after a validation

@@ -258,7 +258,7 @@ def refuse_too_few(subjects: int, holdout: int) -> None:
         many = "1 subject" if subjects == 1 else f"{subjects} subjects"
         raise UsageError(
             f"{many} cannot be trained on with {holdout} held out; give more volumes, hold out "
-            "fewer, or name validation volumes."
+            "fewer (--holdout), or name validation volumes (--val)."
         )
 
 
