@@ -437,7 +437,7 @@ def test_damaged_and_other_files_are_refused(fitted_state, tmp_path):
     boundless["network"] = {"kind": "irem", "config": config, "step": 0, "losses": []}
     header = {"napari-arssr fit": json.dumps(boundless)}
     save_file(load_file(path), tmp_path / "boundless.safetensors", metadata=header)
-    with pytest.raises(FileError, match="1000000000 layers for 0 tensors"):
+    with pytest.raises(FileError, match=r"1000000000 layers for \d+ tensors"):
         fitting.load(tmp_path / "boundless.safetensors")
     with pytest.raises(UsageError, match=r"ends in \.safetensors"):
         fitting.save(tmp_path / "fit.npz", fitted_state)

@@ -534,6 +534,15 @@ def test_a_folder_with_an_impossible_name_is_one_sentence(
     refused(run("train", data, "--out", tmp_path / ("n" * 300), *tiny), 1, "ile name too long")
 
 
+def test_a_run_whose_reader_has_gone_ends_well(data: Path, tiny: list[str], tmp_path: Path) -> None:
+    process = start(["train", data, "--out", tmp_path / "run", *tiny])
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=200) == 0
+    assert (tmp_path / "run" / "trained.safetensors").is_file()
+
+
 def test_two_processes_train_as_one(run: Run, data: Path, tiny: list[str], tmp_path: Path) -> None:
     """On this machine, by gloo: each draws its own pairs, and the weights are the same."""
     folder = tmp_path / "run"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Self, TextIO
 
 from napari_arssr.timing import clock_words
@@ -63,8 +65,13 @@ class ProgressLine:
 
 def show(text: str, stream: TextIO | None = None) -> None:
     """Print on the terminal, standard error by default, for as long as it is there."""
-    with suppress(OSError):  # a terminal that was closed ends no work that can still be saved
-        print(text, end="", file=stream or sys.stderr, flush=True)
+    stream = stream or sys.stderr
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError:  # a terminal that was closed ends no work that can still be saved
+        # What is left of the text would be tried again, and fail again, at the end.
+        with suppress(OSError, AttributeError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def warn(text: str) -> None:
