@@ -18,13 +18,7 @@ from napari_arssr.choices import METRICS, SCALES
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
 from napari_arssr.evaluation import pictures, segmentation
-from napari_arssr.evaluation.methods import (
-    Case,
-    Machine,
-    Method,
-    named_apart,
-    scale_text,
-)
+from napari_arssr.evaluation.methods import Case, Machine, Method, named_apart, scale_text
 from napari_arssr.evaluation.protocol import (
     Dataset,
     Prepared,

@@ -68,7 +68,8 @@ COLUMNS: dict[str, Column] = {
     "dice_cerebellum": Column("Dice, cerebellum", 4),
     "consistency": Column("data consistency", 2, unit="dB"),
     "seconds": Column("time", 1, "low", unit="s"),
-    "memory_mb": Column("memory of the process", 0, "", unit="MB"),  # with what it held before,
+    # With what the process held before, which is no method's own: none is best.
+    "memory_mb": Column("memory of the process", 0, "", unit="MB"),
 }
 """Columns of rows that tables and curves show."""
 

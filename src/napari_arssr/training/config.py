@@ -643,20 +643,20 @@ def read_config(
     if start:
         values = values | {"start": start}
     config = from_plain(base, values, str(path))
-    if config.start and gently and "learning_rate" not in training:
-        rate = GENTLE * base.training.learning_rate
-        training = training | {"learning_rate": rate}
-        values = values | {"training": (values.get("training") or {}) | {"learning_rate": rate}}
-        config = from_plain(base, values, str(path))
-    if config.start and not (baseline or config.training.baseline):
+    if not config.start:
+        return config
+    from_start: dict[str, Any] = {}
+    if gently and "learning_rate" not in training:
+        from_start["learning_rate"] = GENTLE * base.training.learning_rate
+    if not (baseline or config.training.baseline):
         named = training.get("model") or {}
         if set(named) != set(to_plain(config.training.model)):
             from napari_arssr import weights
 
-            model = to_plain(weights.load(config.start).card.config) | named
-            given = values.get("training") or {}
-            values = values | {"training": given | {"model": model}}
-            config = from_plain(base, values, str(path))
+            from_start["model"] = to_plain(weights.load(config.start).card.config) | named
+    if from_start:
+        given = values.get("training") or {}
+        config = from_plain(base, values | {"training": given | from_start}, str(path))
     return config
 
 
