@@ -143,6 +143,27 @@ def test_the_trial_of_bfloat16_says_yes_or_no_and_is_made_once(name: str) -> Non
     assert bfloat16_is_faster.cache_info().hits == hits + 1
 
 
+@pytest.mark.skipif(
+    not devices.onednn_takes(torch.bfloat16), reason="no bfloat16 here: there is no trial"
+)
+def test_the_trial_of_bfloat16_times_what_networks_run_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = {}
+    convolve = torch.nn.Conv3d.forward
+
+    def watched(layer: torch.nn.Conv3d, volume: torch.Tensor) -> torch.Tensor:
+        seen[volume.dtype] = torch._C._select_conv_backend(
+            volume, layer.weight, layer.bias, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1
+        )
+        return convolve(layer, volume)
+
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", watched)
+    bfloat16_is_faster.__wrapped__(CPU)
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert {str(backend).split(".")[-1] for backend in seen.values()} == {"Mkldnn"}
+
+
 @pytest.mark.parametrize(
     ("error", "memory"),
     [

@@ -80,6 +80,12 @@ def choose_precision(name: str, device: torch.device, *, bfloat16_is_safe: bool)
     }[name]
 
 
+# As large as what networks compute: small float32 volumes (channels x depth x height up to 20480)
+# PyTorch keeps from oneDNN, so that a smaller trial would find bfloat16 faster even on processors
+# that only imitate it, three to four times slower than float32.
+_TRIAL_CHANNELS, _TRIAL_SHAPE = 32, (40, 40, 24)
+
+
 @cache
 def bfloat16_is_faster(device: torch.device) -> bool:
     """Whether a convolution in bfloat16 beats float32 clearly here, by a trial of some ms."""
@@ -91,9 +97,11 @@ def bfloat16_is_faster(device: torch.device) -> bool:
         return False
 
     def seconds(dtype: torch.dtype) -> float:
-        volume = torch.zeros(1, 32, 24, 24, 24, dtype=dtype)
+        volume = torch.zeros(1, _TRIAL_CHANNELS, *_TRIAL_SHAPE, dtype=dtype)
         volume = volume.to(memory_format=torch.channels_last_3d)
-        convolution = torch.nn.Conv3d(32, 32, 3, padding=1, dtype=dtype)
+        convolution = torch.nn.Conv3d(
+            _TRIAL_CHANNELS, _TRIAL_CHANNELS, 3, padding=1, dtype=dtype
+        )
         convolution.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         times = []
         for _ in range(4):
