@@ -1,4 +1,5 @@
 import http.server
+import os
 import pickle
 import sys
 import threading
@@ -421,7 +422,10 @@ def test_dice_of_a_case_worked_by_hand():
 
 def test_without_ants_dice_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ants", None)
+    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "3")
     assert "dice is not available" in segmentation.why_not()
+    # SimpleITK reads it too.
+    assert os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] == "3"
     volume = Volume(np.zeros((4, 4, 4), dtype=np.float32), np.eye(4))
     with pytest.raises(UsageError, match=r"napari-arssr\[segmentation\]"):
         segmentation.segment(volume, np.ones((4, 4, 4), dtype=bool))

@@ -121,6 +121,8 @@ def test_a_chance_is_from_0_to_1(value: float) -> None:
         (lambda: MachineConfig(strategy="fsdp"), "auto, ddp"),  # type: ignore[arg-type]
         (lambda: WeightsConfig(name="a/b"), "a/b"),
         (lambda: WeightsConfig(name=""), "not a name"),
+        (lambda: WeightsConfig(name="Best"), "a file of its own"),
+        (lambda: WeightsConfig(name="epoch-3"), "a file of its own"),
         (lambda: preset("best"), "default, paper"),
     ],
 )

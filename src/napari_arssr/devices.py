@@ -99,9 +99,7 @@ def bfloat16_is_faster(device: torch.device) -> bool:
     def seconds(dtype: torch.dtype) -> float:
         volume = torch.zeros(1, _TRIAL_CHANNELS, *_TRIAL_SHAPE, dtype=dtype)
         volume = volume.to(memory_format=torch.channels_last_3d)
-        convolution = torch.nn.Conv3d(
-            _TRIAL_CHANNELS, _TRIAL_CHANNELS, 3, padding=1, dtype=dtype
-        )
+        convolution = torch.nn.Conv3d(_TRIAL_CHANNELS, _TRIAL_CHANNELS, 3, padding=1, dtype=dtype)
         convolution.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         times = []
         for _ in range(4):

@@ -23,6 +23,7 @@ from napari_arssr.errors import UsageError
 
 __all__ = [
     "MOST_VOXELS",
+    "RAS_TO_LPS",
     "Affine",
     "Box",
     "Grid",
@@ -52,6 +53,9 @@ _SLACK = 1e-3
 
 # Where a volume's metadata keep the order that its axes have in the file.
 _STORAGE_ORDER = "storage_order"
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Millimetres of NIfTI, nibabel and napari to those of ITK and DICOM, and back."""
 
 # Along an axis; beyond it, and long before floats end, a request is a slip of the keyboard.
 MOST_VOXELS = 2**40
@@ -409,7 +413,7 @@ class Grid:
         UsageError
             If the voxel axes are not at right angles: ITK knows no shear.
         """
-        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
+        lps = RAS_TO_LPS @ self.affine
         steps = np.linalg.norm(lps[:3, :3], axis=0)
         direction = lps[:3, :3] / steps
         if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-3:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from napari_arssr.models import ArSSR, Card
 
 __all__ = [
+    "ARSSR_PAPER",
     "BUNDLED",
     "CACHE_VARIABLE",
     "REGISTRY",
@@ -51,7 +52,7 @@ Status = Literal["bundled", "downloaded", "not downloaded", "broken"]
 
 _REPOSITORY = "https://raw.githubusercontent.com/iwuqing/ArSSR"
 _COMMIT = "7e10fe0117efda7091d7ecda45c34a7202439642"
-_PAPER = (
+ARSSR_PAPER = (
     "Wu et al., An Arbitrary Scale Super-Resolution Approach for 3D MR Images via Implicit "
     "Neural Representation, IEEE JBHI 27(2), 2023, doi:10.1109/JBHI.2022.3223106"
 )
@@ -181,7 +182,7 @@ def _published(
         filename=filename,
         digest=f"gitblob:{blob}",
         licence="none stated by the authors",
-        paper=_PAPER,
+        paper=ARSSR_PAPER,
         trained_on="HCP-1200: 6 patches of 40³ from each of 780 volumes, scales 2 to 4",
         scores={_HCP_TEST: by_scale} if by_scale else {},
         normalization="minmax",

@@ -332,6 +332,8 @@ class _Run:
         self._check()
         prepared = reference.prepared
         try:
+            if found is not None and found.versions != row.versions:
+                self._check_is_measurable_anew(found)  # before hours of computing, where known
             method.ready(case.factors)
             with _peak_memory() as memory:
                 started = time.perf_counter()
@@ -345,15 +347,10 @@ class _Run:
                 if (found.versions, found.device, found.precision) == made_by:
                     row = found
                 else:
+                    self._check_is_measurable_anew(found)
                     lost = self.tools.measured(found)
             had = self.tools.measured(row)
             names = [name for name in METRICS if name in lost.union(self.metrics) - had]
-            if lost and (missing := lost - set(available_metrics(tuple(lost), self.tools))):
-                raise UsageError(
-                    "its row was made by other versions or on another device and must be measured "
-                    f"anew, {', '.join(sorted(missing))} too, which is not available here; keep "
-                    "the new ones in another file."
-                )
             elsewhere = method.network == RESULTS and self.settings.crop is not None
             values, problems = score(
                 names, reference, result, case, self.tools, made_of_whole=elsewhere
@@ -383,6 +380,16 @@ class _Run:
                 precision=precision,
             )
         self._add(merged(row, values))
+
+    def _check_is_measurable_anew(self, found: Row) -> None:
+        """Refuse to lose what only the machine that made a row can measure."""
+        measured = self.tools.measured(found)
+        if missing := measured - set(available_metrics(tuple(measured), self.tools)):
+            raise UsageError(
+                "its row was made by other versions or on another device and must be measured "
+                f"anew, {', '.join(sorted(missing))} too, which is not available here; keep "
+                "the new ones in another file."
+            )
 
     def _blank(self, prepared: Prepared) -> Row:
         return Row(

@@ -177,10 +177,14 @@ def _ants() -> Any:
 
     # With more threads, or other seeds, every run would register and segment in its own way.
     # ITK looks once, when it is loaded.
+    before = os.environ.get(_THREADS)
     os.environ[_THREADS] = "1"
     try:
         ants = import_module("ants")
     except ImportError as error:
+        del os.environ[_THREADS]  # SimpleITK, which reads it too, may have all cores
+        if before is not None:
+            os.environ[_THREADS] = before
         raise UsageError(
             f"dice is not available: ANTs cannot be imported ({error}); pip install "
             "'napari-arssr[segmentation]', or leave dice out of --metrics."

@@ -22,7 +22,7 @@ from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import inside_of
 from napari_arssr.interpolation import apply_separable
 from napari_arssr.request import covered
-from napari_arssr.volume import Grid, Volume
+from napari_arssr.volume import RAS_TO_LPS, Grid, Volume
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
@@ -38,7 +38,6 @@ __all__ = [
 
 _VOXELS = 6_000_000  # of the volumes that are compared; more are no better for six numbers
 _SAMPLES = 60_000
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ def write_motion(path: str | os.PathLike[str], motion: FloatArray) -> None:
     """
     import SimpleITK as sitk  # noqa: N813
 
-    inverse = _LPS @ np.linalg.inv(motion) @ _LPS
+    inverse = RAS_TO_LPS @ np.linalg.inv(motion) @ RAS_TO_LPS
     transform = sitk.Euler3DTransform()
     transform.SetMatrix(inverse[:3, :3].ravel().tolist(), 1e-6)
     transform.SetTranslation(inverse[:3, 3].tolist())
@@ -245,7 +244,7 @@ def _motion_of(transform: sitk.Transform) -> FloatArray:
         unit[axis] = 1.0
         matrix[:3, axis] = np.array(transform.TransformPoint(unit)) - zero
     matrix[:3, 3] = zero
-    return np.asarray(np.linalg.inv(_LPS @ matrix @ _LPS))
+    return np.asarray(np.linalg.inv(RAS_TO_LPS @ matrix @ RAS_TO_LPS))
 
 
 def _image(data: npt.NDArray[Any], grid: Grid) -> sitk.Image:
@@ -266,8 +265,8 @@ def _centre(data: npt.NDArray[np.float32], grid: Grid) -> list[float]:
         float((mass.sum(axis=tuple({0, 1, 2} - {axis})) * np.arange(n)).sum() / mass.sum())
         for axis, n in enumerate(data.shape)
     ]
-    x, y, z = grid.world(index).tolist()
-    return [-x, -y, z]
+    lps: list[float] = (RAS_TO_LPS[:3, :3] @ grid.world(index)).tolist()
+    return lps
 
 
 def _common_grid(reference: Volume) -> Grid:

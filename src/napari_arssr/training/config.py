@@ -482,7 +482,7 @@ class WeightsConfig:
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or len(self.name) > _LONGEST_NAME:
             raise UsageError(f"{self.name!r} is not a name for a file of weights.")
-        if self.name.casefold() in _OWN_NAMES or self.name.casefold().startswith("epoch-"):
+        if self.name.casefold() == "best" or self.name.casefold().startswith("epoch-"):
             raise UsageError(f"A run has a file of its own called {self.name!r}; take another.")
 
 
@@ -516,7 +516,6 @@ class RunConfig:
 
 _SEEDS = 2**63
 _LONGEST_NAME = 100
-_OWN_NAMES = ("best", "last", "run", "log")
 
 GENTLE = 0.1
 """Of the learning rate, where a run starts from trained weights."""

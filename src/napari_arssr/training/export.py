@@ -27,6 +27,7 @@ from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.training.config import RunConfig, TrainingConfig
 from napari_arssr.training.plain import from_plain, to_plain
 from napari_arssr.training.volumes import Split
+from napari_arssr.weights import ARSSR_PAPER
 
 __all__ = ["BEST", "card_of", "card_text", "export_run", "run_record", "versions"]
 
@@ -35,10 +36,6 @@ BEST = "best.safetensors"
 
 Which = Literal["best", "last"]
 
-_PAPER = (
-    "Wu et al., An Arbitrary Scale Super-Resolution Approach for 3D MR Images via Implicit "
-    "Neural Representation, IEEE JBHI 27(2), 2023, doi:10.1109/JBHI.2022.3223106"
-)
 _BASELINES = {
     "SRCNN3D": "Pham et al., Brain MRI super-resolution using deep 3D convolutional networks, "
     "ISBI 2017",
@@ -130,7 +127,7 @@ def card_of(
     if not isinstance(network, ModelConfig):
         return BaselineCard(network, paper=_BASELINES[network.network], **facts)
     own = "" if network.decoder == "published" else "; own decoder"
-    return Card(network, paper=f"{_PAPER}{own}", **facts)
+    return Card(network, paper=f"{ARSSR_PAPER}{own}", **facts)
 
 
 def export_run(
