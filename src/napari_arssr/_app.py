@@ -14,7 +14,7 @@ from napari_arssr.errors import ArssrError, FileError
 if TYPE_CHECKING:
     import napari
 
-__all__ = ["build", "main", "run"]
+__all__ = ["build", "check_display", "check_qt", "main", "open_file", "run"]
 
 _PLUGIN, _WIDGET = "napari-arssr", "Upsample"
 _TIFF = (".tif", ".tiff")

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from napari_arssr.fitting.fitted import FittedField
     from napari_arssr.fitting.state import State
 
-__all__ = ["FitPlan", "Fitted", "bounds_of"]
+__all__ = [
+    "FitPlan",
+    "Fitted",
+    "bounds_of",
+    "title_of",
+]
 
 _WAY_OUT = "give a mask, a larger voxel size or fewer stacks"
 

@@ -16,8 +16,10 @@ from napari_arssr.errors import UsageError
 __all__ = [
     "Precision",
     "available_devices",
+    "bfloat16_is_faster",
     "choose_device",
     "choose_precision",
+    "float32_means_float32",
     "is_out_of_memory",
     "onednn_takes",
 ]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from napari_arssr.field import NetworkField
     from napari_arssr.weights import Loaded
 
-__all__ = ["Settings", "Target", "encode", "upsample", "upsample_file"]
+__all__ = ["Settings", "Target", "encode", "output_grid", "upsample", "upsample_file"]
 
 Lend = Callable[[Volume, Callable[[], "NetworkField"]], AbstractContextManager["NetworkField"]]
 Scales = float | Sequence[float]

@@ -45,6 +45,7 @@ __all__ = [
     "Machine",
     "Method",
     "file_sha256",
+    "name_and_source",
     "named_apart",
     "parse",
     "refine",

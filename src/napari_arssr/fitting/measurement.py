@@ -33,6 +33,7 @@ __all__ = [
     "quadrature",
     "refine",
     "refine_adjoint",
+    "refine_axis",
 ]
 
 Array = npt.NDArray[np.float32]

@@ -13,6 +13,7 @@ from napari_arssr.io.troubles import reason, saving
 __all__ = [
     "KNOWN",
     "SUFFIXES",
+    "check_input",
     "check_output",
     "files_of",
     "known_suffix",

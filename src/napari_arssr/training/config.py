@@ -37,6 +37,7 @@ __all__ = [
     "preset",
     "read_config",
     "write_config",
+    "yaml_text",
 ]
 
 Protocol = Literal["scanner", "paper"]

@@ -27,12 +27,16 @@ from napari_arssr.normalization import Normalizer
 
 __all__ = [
     "MANIFEST",
+    "MappedVoxels",
+    "NiftiVoxels",
+    "SharedVoxels",
     "Split",
     "TrainingVolume",
     "Voxels",
     "find_files",
     "load_split",
     "load_volumes",
+    "refuse_too_few",
     "start_method",
     "subject_of",
 ]
