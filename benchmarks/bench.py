@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,13 @@ from torch.nn import functional
 import napari_arssr
 from napari_arssr import weights
 from napari_arssr.devices import bfloat16_is_faster
+from napari_arssr.evaluation.lpc_si import lpc_si
+from napari_arssr.evaluation.psi import psi
+from napari_arssr.evaluation.slices import Intensities, slicewise
 from napari_arssr.field import NetworkField
 from napari_arssr.models import ArSSR, ModelConfig, build
 from napari_arssr.normalization import Normalizer
+from napari_arssr.phantom import Phantom
 from napari_arssr.volume import Box, Grid, Volume
 
 # Runs Python with the arguments it is given and prints the largest resident size, in kilobytes. A
@@ -51,6 +56,7 @@ def main() -> None:
         floors("bundled", weights.load("default").model, torch.bfloat16)
     cached_box()
     several_orientations()
+    slice_metrics()
     peak_memory()
     start_up()
 
@@ -170,6 +176,14 @@ def several_orientations() -> None:
         for count in (1, 3)
     )
     report("48³ → 96³: three orientations / one", three / one, "≤ 3.3")
+
+
+def slice_metrics() -> None:
+    """The metrics of pictures on every slice of a volume as large as the papers'."""
+    head = Phantom().sample(Grid.from_spacing((264, 264, 264), 0.7)).data
+    unit = Intensities.of(head).unit(head)
+    for name, metric in (("psi", psi), ("lpc-si", lpc_si)):
+        report(f"264³: {name}, s", best(partial(slicewise, metric, unit), 1), "≤ 60")
 
 
 def peak_memory() -> None:
