@@ -22,7 +22,7 @@ from napari_arssr.devices import float32_means_float32, is_out_of_memory
 from napari_arssr.errors import Cancelled, OutOfMemory
 from napari_arssr.models import OrientedArSSR
 from napari_arssr.volume import Box, as_shape
-from napari_arssr.watching import Advance, Stop
+from napari_arssr.watching import Count, Stop
 
 __all__ = ["FeatureMap"]
 
@@ -84,7 +84,7 @@ class FeatureMap:
             for block in self._plan(self._needed(boxes) - self._tiles.keys())
         )
 
-    def ensure(self, boxes: list[Box], stop: Stop, advance: Advance) -> None:
+    def ensure(self, boxes: list[Box], stop: Stop, count: Count) -> None:
         """Compute what is missing of the features of ``boxes``.
 
         Parameters
@@ -93,7 +93,7 @@ class FeatureMap:
             Their features together fit in ``cache_bytes``.
         stop : callable
             Asked before every layer; True ends the work with :class:`Cancelled`.
-        advance : callable
+        count : callable
             Told, after each layer, its share of the voxels that a block passes.
 
         Raises
@@ -108,7 +108,7 @@ class FeatureMap:
                 grown = self._grown(block)
                 self._make_room(block, needed)
                 try:
-                    self._encode(block, grown, stop, advance)
+                    self._encode(block, grown, stop, count)
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
@@ -139,12 +139,12 @@ class FeatureMap:
         self._held = 0
 
     @torch.inference_mode()
-    def _encode(self, block: Box, grown: Box, stop: Stop, advance: Advance) -> None:
+    def _encode(self, block: Box, grown: Box, stop: Stop, count: Count) -> None:
         """Encode a block with its halo and keep the tiles it is made of."""
         patch = torch.from_numpy(np.ascontiguousarray(self._volume[grown.slices]))
         with (
             float32_means_float32(),
-            _between_layers(self.model.encoder, stop, lambda share: advance(share * grown.size)),
+            _between_layers(self.model.encoder, stop, lambda share: count(share * grown.size)),
         ):
             features = self.model.encode(patch[None].to(self.device, torch.float32))[0]
         for part in block.blocks((self.tile,) * 3):
@@ -239,7 +239,7 @@ _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 1 << 30)
 
 
 @contextmanager
-def _between_layers(encoder: nn.Module, stop: Stop, done: Advance) -> Iterator[None]:
+def _between_layers(encoder: nn.Module, stop: Stop, done: Count) -> Iterator[None]:
     """Ask before and tell after each convolution: a pass can take a minute, a layer seconds.
 
     ``done`` is told the layer's share of the encoder's multiplications.
