@@ -2,6 +2,7 @@
 
     python benchmarks/scores.py run DATA --rows docs/scores.csv
     python benchmarks/scores.py table --rows docs/scores.csv
+    python benchmarks/scores.py against docs/scores.csv --rows weights/large.csv
     python benchmarks/scores.py run DATA --rows half.csv --methods network --precision bfloat16
     python benchmarks/scores.py enter WEIGHTS --rows docs/scores.csv --bfloat16 half.csv
 
@@ -9,7 +10,8 @@ DATA is a folder with brains_t1w/val, lesion, template and thick_slices in it (t
 are in docs/weights.md). Every HR volume is cut to its brain, measured by the scanner model
 (Gaussian, full width at half maximum one LR voxel), brought back to its own grid and compared
 with itself inside the brain mask. "consistent" is the network with --consistency gaussian. A
-run that stopped goes on where it was. "enter" writes the means into the header of the weights
+run that stopped goes on where it was. "against" sets weights beside others, by the rows of both.
+"enter" writes the means into the header of the weights
 that were scored, and the new digest of that file into the rows; with rows measured in bfloat16
 also whether that moves every result by less than 0.02 dB, so that "auto" may take it.
 """
@@ -83,6 +85,9 @@ def main() -> int:
     run.add_argument("--precision", default="auto")
     table = commands.add_parser("table")
     table.add_argument("--rows", type=Path, required=True)
+    comparing = commands.add_parser("against")
+    comparing.add_argument("others", type=Path)
+    comparing.add_argument("--rows", type=Path, required=True)
     entering = commands.add_parser("enter")
     entering.add_argument("weights", type=Path)
     entering.add_argument("--rows", type=Path, required=True)
@@ -92,6 +97,9 @@ def main() -> int:
         return enter(options.weights, options.rows, options.bfloat16)
     if options.command == "table":
         print(tables(read_rows(options.rows)))
+        return 0
+    if options.command == "against":
+        print(differences(read_rows(options.rows), read_rows(options.others)))
         return 0
     missing = [name for name in options.sets if not (options.data / name).is_dir()]
     if missing:
@@ -222,6 +230,26 @@ def tables(rows: list[Row]) -> str:
     return "\n\n".join(
         "\n".join(_table(name, noise, group)) for (name, noise), group in sorted(groups.items())
     )
+
+
+def differences(rows: list[Row], others: list[Row]) -> str:
+    """Markdown: by how much the network of ``rows`` is better than that of ``others``, in dB."""
+    known = {row.key[:4]: row.psnr for row in others if row.method == "network"}
+    found: dict[tuple[float, str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row.method == "network":
+            key = row.noise_percent, row.dataset, row.scale
+            found[key].append(row.psnr - known[row.key[:4]])
+    lines = [f"| set | {' | '.join(scale.replace('x', ' × ') for scale in SCALES)} |"]
+    lines.append("|---" * (1 + len(SCALES)) + "|")
+    for noise in sorted({key[0] for key in found}):
+        for name in SETS:
+            title = f"{name}, {noise:g} % noise" if noise else name
+            cells = [found.get((noise, name, scale), []) for scale in SCALES]
+            if any(cells):
+                texts = [f"{np.mean(c):+.2f} ({min(c):+.2f})" if c else "–" for c in cells]
+                lines.append(f"| {title} | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
 def enter(path: Path, rows_path: Path, half_path: Path | None) -> int:
