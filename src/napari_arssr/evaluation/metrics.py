@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
 from napari_arssr.evaluation.slices import cores
+from napari_arssr.memory import available
 
 if TYPE_CHECKING:
     from napari_arssr.degradation import ScannerModel
@@ -166,10 +167,8 @@ def ssim_in(
 
 def _threads(volume: Array) -> int:
     """All cores, or as many as have the memory to work at once."""
-    import psutil
-
     each = _BYTES * (_SLICES + 2 * _RADIUS) * (volume.size // len(volume))
-    return max(1, min(cores(), psutil.virtual_memory().available // 2 // each))
+    return max(1, min(cores(), available() // 2 // each))
 
 
 def _similarity(truth: Array, other: Array, part: slice, peak: float) -> Array:
