@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -91,6 +94,59 @@ def test_a_small_box_asks_for_a_margin_only_and_says_what_it_holds() -> None:
     assert step.source.shape[0] < 60
     assert step.source_grid == grid.crop(step.source)
     assert 2 * 100 * 4 < step.held_bytes < 4 * step.source.size
+
+
+class Counted(np.ndarray):
+    """An array that counts its voxels that are worked on, by operation."""
+
+    seen: ClassVar[Counter[str]] = Counter()
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        self.seen[ufunc.__name__] += max(np.size(value) for value in inputs)
+        options["out"] = tuple(np.asarray(value) for value in options.get("out", ())) or None
+        return getattr(ufunc, method)(*map(np.asarray, inputs), **options)
+
+
+def test_each_plane_of_the_input_is_differenced_once_however_thin_the_slabs() -> None:
+    low = random_volume((30, 6, 7))
+    grid = low.grid.scaled(2)
+    estimate = np.random.default_rng(1).normal(100, 30, grid.shape).astype(np.float32)
+    step = Consistency(low, grid, grid.box, ScannerModel())
+    whole = np.concatenate(list(step.correct([estimate])))
+    Counted.seen.clear()
+    step._input = step._input.view(Counted)
+    thin = np.concatenate(list(step.correct(cut(estimate, list(range(1, 60))))))
+    assert Counted.seen == {"isfinite": low.grid.size, "subtract": low.grid.size}
+    np.testing.assert_allclose(thin, whole, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("margin", [0, 20])
+def test_no_more_is_held_than_is_said(margin: int) -> None:
+    low = random_volume((48, 64, 64))
+    grid = low.grid.scaled(1.5)
+    wanted = [(margin, n - margin) for n in grid.shape]
+    box = Box(*zip(*wanted, strict=True))
+    thickness = 3
+    step = Consistency(low, grid, box, ScannerModel())
+    z, y, x = step.source.shape
+    slab = 4 * thickness * y * x
+    held = []
+
+    def slabs() -> Iterator[FloatArray]:
+        for start in range(0, z, thickness):
+            held.append(tracemalloc.get_traced_memory()[0])
+            yield np.zeros((min(thickness, z - start), y, x), dtype=np.float32)
+
+    tracemalloc.start()
+    try:
+        for _ in step.correct(slabs()):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    said = step.held_bytes - step._input.nbytes  # which was there before
+    assert 0.8 * said < max(held) < 1.05 * said + slab
+    assert peak < said + 8 * slab  # and what is done with one
 
 
 def test_the_result_measured_again_is_nearer_to_the_input() -> None:

@@ -104,13 +104,20 @@ class Consistency:
         ]
         # Lobes below and above zero cancel out in a sum, but not what they let in.
         self._sizes = [np.abs(matrix) for matrix in self._matrices]
+        # One past the last HR plane that each LR plane measures: sampled so far, it is measured.
+        rows = range(*self._low[0])
+        self._ends = np.array([self._axes[0].measured_by((row, row + 1))[1] for row in rows])
 
     @property
     def held_bytes(self) -> int:
-        """Memory for planes that wait until all their correction needs has been sampled."""
+        """Memory that is held from slab to slab.
+
+        For planes that wait until all their correction needs has been sampled, and a voxel of
+        the input, what is measured there, and whether that is known.
+        """
         planes = range(self.box.start[0], self.box.stop[0])
         waits = max(self._ready(plane) - plane for plane in planes)
-        return 4 * waits * self.box.shape[1] * self.box.shape[2] + 8 * self._input.size
+        return 4 * waits * self.box.shape[1] * self.box.shape[2] + (4 + 4 + 1) * self._input.size
 
     def correct(self, slabs: Iterable[FloatArray]) -> Iterator[FloatArray]:
         """Slabs along z that together are ``box``, from slabs that are ``source``.
@@ -126,25 +133,33 @@ class Consistency:
         """
         _, inner_y, inner_x = self.box.relative_to(self.source.start).slices
         waiting: deque[FloatArray] = deque()
-        measured = np.zeros_like(self._input)
-        unknown = np.zeros_like(self._input)
+        # What is measured of an LR plane, and its difference as soon as that is all.
+        difference = np.zeros(self._input.shape, dtype=np.float32)
+        known = np.isfinite(self._input)
         first, stop = self.box.start[0], self.source.start[0]
         for slab in slabs:
             start, stop = stop, stop + len(slab)
-            missing = np.isnan(slab)
-            self._measure(self._matrices, np.where(missing, np.float32(0), slab), start, measured)
-            if missing.any():
-                self._measure(self._sizes, missing, start, unknown)
-            known = np.isfinite(self._input) & (unknown <= 0)
-            difference = np.where(known, self._input - measured, np.float32(0))
+            self._measure(slab, start, difference, known)
+            for row in np.flatnonzero((self._ends > start) & (self._ends <= stop)):
+                np.subtract(self._input[row], difference[row], out=difference[row])
+                difference[row][~known[row]] = 0
             wanted = slice(max(self.box.start[0] - start, 0), max(self.box.stop[0] - start, 0))
-            waiting.extend(slab[wanted, inner_y, inner_x])
+            # Copies, as a view of one plane would keep the whole slab.
+            waiting.extend(plane.copy() for plane in slab[wanted, inner_y, inner_x])
+            del slab  # gone before the next one is made
             while waiting and self._ready(first) <= stop:
                 planes = [waiting.popleft()]
-                while waiting and self._ready(first + len(planes)) <= stop:
+                # No more than a slab at once: after the last one all that waits is ready.
+                while len(planes) < stop - start and waiting:
+                    if self._ready(first + len(planes)) > stop:
+                        break
                     planes.append(waiting.popleft())
                 last = first + len(planes)
-                yield np.stack(planes) + self._correction((first, last), difference)
+                corrected = np.stack(planes)
+                del planes
+                corrected += self._correction((first, last), difference)
+                yield corrected
+                del corrected
                 first = last
 
     def _ready(self, plane: int) -> int:
@@ -153,16 +168,24 @@ class Consistency:
         return max(z.measured_by(z.read_by((plane, plane + 1)))[1], plane + 1)
 
     def _measure(
-        self, matrices: list[FloatArray], slab: npt.NDArray[Any], start: int, into: FloatArray
+        self, slab: FloatArray, start: int, into: FloatArray, known: npt.NDArray[np.bool_]
     ) -> None:
-        """Add what the LR voxels see of a slab."""
-        z, y, x = matrices
+        """Add what the LR voxels see of a slab; those that see unknown ones are not known."""
         at = start - self.source.start[0]
-        part = z[:, at : at + len(slab)]
-        rows = np.flatnonzero(part.any(axis=1))
-        if rows.size:
-            seen = slice(rows[0], rows[-1] + 1)
-            into[seen] += apply_separable([part[seen], y, x], slab)
+        part = slice(at, at + len(slab))
+        rows = np.flatnonzero(self._matrices[0][:, part].any(axis=1))
+        if not rows.size:
+            return
+        seen = slice(rows[0], rows[-1] + 1)
+
+        def measured(matrices: list[FloatArray], values: npt.NDArray[Any]) -> FloatArray:
+            z, y, x = matrices
+            return apply_separable([z[seen, part], y, x], values)
+
+        missing = np.isnan(slab)
+        into[seen] += measured(self._matrices, np.where(missing, np.float32(0), slab))
+        if missing.any():
+            known[seen] &= measured(self._sizes, missing) <= 0
 
     def _correction(self, planes: Range, difference: FloatArray) -> FloatArray:
         """C applied to the difference, for some planes of the box."""
