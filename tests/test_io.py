@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import importlib.util
+import json
 import logging
 import os
 import resource
@@ -310,6 +311,26 @@ def test_this_program_names_itself_by_default(tmp_path: Path) -> None:
     assert len(header.extensions) == 0
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".tif"])
+def test_the_header_says_what_made_a_result(tmp_path: Path, suffix: str) -> None:
+    fitted = {"fit": {"settings": {"method": "irem"}, "file": Path("a.nii")}}
+    done = {"upsampling": {"version": "1", "scale": (1, 1, 4)}}
+    for metadata, expected in [
+        (fitted, {"napari-arssr fit": {"settings": {"method": "irem"}, "file": "a.nii"}}),
+        (done, {"napari-arssr": {"version": "1", "scale": [1, 1, 4]}}),
+        # What was upsampled had been fitted.
+        (fitted | done, {"napari-arssr": {"version": "1", "scale": [1, 1, 4]}}),
+    ]:
+        volume = oblique(metadata={"origin": Origin(provenance="of the input"), **metadata})
+        text = origin_of(read(write(tmp_path / f"a{suffix}", volume))).provenance
+        assert json.loads(text) == expected
+        assert text == io.provenance_of(volume)
+        path = write(tmp_path / f"a{suffix}", volume, provenance="by hand")
+        assert origin_of(read(path)).provenance == "by hand"
+    assert origin_of(read(write(path, volume, provenance=""))).provenance == ""
+    assert io.provenance_of(oblique()) == ""
+
+
 def test_imagej_finds_sizes_units_and_provenance(tmp_path: Path) -> None:
     volume = oblique((3, 5, 6, 7), time_step=2.5)
     path = write(tmp_path / "a.tif", volume, description="made here", provenance="in two\nlines")
@@ -486,6 +507,86 @@ def test_sform_comes_before_qform(tmp_path: Path) -> None:
     fields = {name: header[name] for name in ("qform_code", "quatern_b", "qoffset_x", "pixdim")}
     volume = read(save(tmp_path / "a.nii", BLOCK, affine=sheared(), **fields))
     np.testing.assert_allclose(volume.affine, sheared(), atol=1e-5)
+
+
+def two_forms(
+    path: Path, sform: np.ndarray, qform: np.ndarray, codes: tuple[int, int], unit: int = 2
+) -> Path:
+    """A file with an sform and a qform, each with its code."""
+    header = nib.Nifti1Header()
+    header.set_sform(sform, codes[0])
+    header.set_qform(qform, codes[1])
+    names = [
+        "pixdim",
+        "sform_code",
+        "qform_code",
+        *(f"srow_{a}" for a in "xyz"),
+        *(f"quatern_{a}" for a in "bcd"),
+        *(f"qoffset_{a}" for a in "xyz"),
+    ]
+    if header["pixdim"][0] == 1:
+        header["pixdim"][0] = 0  # the standard: 0 means 1
+    block = np.zeros((7, 6, 5), np.float32)
+    return save(path, block, xyzt_units=unit, **{name: header[name] for name in names})
+
+
+MNI = rotated((4, 5, -6), (0.9, 1.2, 3.0), (-80.0, -110.0, -60.0))
+
+
+@pytest.mark.parametrize("left", [1, -1])
+@pytest.mark.parametrize(("unit", "millimetres"), [(2, 1), (3, 1e-3)])
+def test_a_qform_of_its_own_stays_with_the_voxels(
+    tmp_path: Path, left: int, unit: int, millimetres: float
+) -> None:
+    """What a registration to MNI left in the header: the sform's MNI, the qform's scanner."""
+    scanner = rotated(sizes=(0.7, 1.1, left * 3.3))
+    path = two_forms(tmp_path / "a.nii", MNI / millimetres, scanner / millimetres, (4, 1), unit)
+    volume = read(path)
+    np.testing.assert_allclose(volume.affine, MNI, atol=1e-4)
+    assert origin_of(volume).form_code == 4
+
+    scaled = volume.grid.scaled((2, 1, 1.5))
+    upsampled = Volume(np.zeros(scaled.shape, np.float32), scaled.affine, metadata=volume.metadata)
+    for changed in (
+        volume,
+        volume.crop(Box((1, 2, 0), (4, 6, 5))),
+        volume.transposed((2, 0, 1)),
+        upsampled,
+    ):
+        header = nib.load(write(tmp_path / "b.nii", changed)).header
+        assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 1)
+        np.testing.assert_allclose(header.get_sform(), changed.affine, atol=1e-4)
+        step = np.linalg.inv(MNI) @ changed.affine
+        np.testing.assert_allclose(header.get_qform(), scanner @ step, atol=1e-4)
+        again = read(tmp_path / "b.nii")
+        np.testing.assert_allclose(again.affine, changed.affine, atol=1e-4)
+        assert origin_of(again).qform is not None
+
+
+def test_forms_of_one_place_and_two_codes(tmp_path: Path) -> None:
+    volume = read(two_forms(tmp_path / "a.nii", rotated(), rotated(), (2, 1)))
+    header = nib.load(write(tmp_path / "b.nii", volume)).header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (2, 1)
+    np.testing.assert_allclose(header.get_qform(), rotated(), atol=1e-4)
+
+
+def test_a_qform_that_would_be_sheared_is_left_out(tmp_path: Path) -> None:
+    volume = read(two_forms(tmp_path / "a.nii", MNI, rotated(), (4, 1)))
+    turned = rotated((0, 0, 45), (1, 1, 1)) @ np.diag([1.0, 1.0, 2.0, 1.0])
+    header = nib.load(
+        write(tmp_path / "b.nii", Volume(volume.data, turned, metadata=volume.metadata))
+    ).header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 0)
+    np.testing.assert_allclose(header.get_zooms(), (1, 1, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [{"quatern_b": 5}, {"pixdim": [1, -1, 1, 1, 0, 0, 0, 0]}])
+def test_a_broken_qform_beside_an_sform_says_nothing(tmp_path: Path, broken: Any) -> None:
+    path = save(tmp_path / "a.nii", BLOCK, affine=rotated(), qform_code=1, **broken)
+    assert origin_of(read(path)).qform is None
+    header = nib.load(write(tmp_path / "b.nii", read(path))).header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 1)
+    np.testing.assert_allclose(header.get_qform(), rotated(), atol=1e-4)
 
 
 @pytest.mark.parametrize("qfac", [1, -1, 0])
@@ -680,6 +781,79 @@ def test_imagej_series_of_stacks(tmp_path: Path) -> None:
         volume = read(tmp_path / "a.tif")
         np.testing.assert_array_equal(volume.data, data)
         assert volume.time_step == 0.5
+
+
+def calibrated(path: Path, stored: np.ndarray, *, order: str = "<", **metadata: Any) -> Path:
+    """A stack with ImageJ's calibration of voxels: its function's code and coefficients."""
+    axes = "TZYX"[-stored.ndim :]
+    tifffile.imwrite(
+        path, stored, imagej=True, byteorder=order, metadata={"axes": axes, **metadata}
+    )
+    return path
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (2, 4, 5, 3)])
+@pytest.mark.parametrize("order", "<>")
+def test_imagejs_signed_numbers_are_int16(
+    tmp_path: Path, shape: tuple[int, ...], order: str
+) -> None:
+    stored = np.linspace(0, 65535, np.prod(shape)).astype(np.uint16).reshape(shape)
+    real = (stored.astype(np.int32) - 32768).astype(np.int16)
+    path = calibrated(tmp_path / "ct.tif", stored, order=order, cf=0, c0=-32768.0, c1=1.0)
+    for volume in (read(path), read(path, most=0)):
+        assert volume.data.dtype == np.int16
+        np.testing.assert_array_equal(volume.data, real)
+        assert origin_of(volume) == Origin(format="TIFF", dtype=np.dtype(np.int16))
+    for suffix in (".tif", ".nii"):
+        again = read(write(tmp_path / f"b{suffix}", read(path), dtype="same"))
+        assert again.data.dtype == np.int16
+        np.testing.assert_array_equal(again.data, real)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize(("c0", "c1"), [(-1024.0, 1.0), (-1000.5, 0.25), (0.0, -2.0)])
+def test_imagejs_straight_line_gives_real_values(
+    tmp_path: Path, dtype: str, c0: float, c1: float
+) -> None:
+    stored = STACK.astype(dtype)
+    path = calibrated(tmp_path / "a.tif", stored, cf=0, c0=c0, c1=c1)
+    volume = read(path)
+    assert volume.data.dtype == np.float32
+    np.testing.assert_array_equal(volume.data, (stored * c1 + c0).astype(np.float32))
+    np.testing.assert_array_equal(read(path, most=0).data, volume.data)
+    again = nib.load(write(tmp_path / "b.nii", volume, dtype="same"))
+    assert again.get_data_dtype() == stored.dtype
+    np.testing.assert_array_equal(again.dataobj.get_unscaled().T, stored)
+    np.testing.assert_array_equal(read(tmp_path / "b.nii").data, volume.data)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "calibration"),
+    [
+        ("u2", {"c0": -32768.0, "c1": 1.0}),
+        ("u2", {"cf": 0}),
+        ("u2", {"cf": 0, "c0": 0.0, "c1": 1.0}),
+        ("u2", {"cf": 0, "c0": 3.0, "c1": 0.0}),
+        ("u2", {"cf": 1, "c0": -3.0, "c1": 2.0, "c2": 0.5}),
+        ("u2", {"cf": 20, "c0": -32768.0, "c1": 1.0}),
+        # ImageJ counts these from 0, as uint16, before it calibrates them.
+        ("i2", {"cf": 0, "c0": -32768.0, "c1": 1.0}),
+        ("f4", {"cf": 0, "c0": -3.0, "c1": 2.0}),
+    ],
+)
+def test_calibrations_that_are_no_straight_line_leave_voxels(
+    tmp_path: Path, dtype: str, calibration: dict[str, float]
+) -> None:
+    stored = STACK.astype(dtype)
+    volume = read(calibrated(tmp_path / "a.tif", stored, **calibration))
+    assert volume.data.dtype == stored.dtype
+    np.testing.assert_array_equal(volume.data, stored)
+    assert origin_of(volume) == Origin(format="TIFF", dtype=stored.dtype)
+
+
+def test_a_calibration_that_cannot_be(tmp_path: Path) -> None:
+    path = calibrated(tmp_path / "a.tif", STACK, cf=0, c0="nan", c1=1.0)
+    refuse(path, "calibration", "nan")
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_arssr import io
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io import StoredArray, read
 from napari_arssr.io.stored import StoredImage
@@ -192,6 +193,28 @@ def test_a_file_written_over_it_changes_nothing(tmp_path: Path) -> None:
     path.unlink()
     write(path, np.zeros((9, 9, 9), np.float32))
     np.testing.assert_array_equal(np.asarray(array[...]), np.ones((4, 5, 6)))
+
+
+@pytest.mark.parametrize("part", [None, 1, 45])
+@pytest.mark.parametrize("suffix", [".nii", ".tif"])
+def test_what_was_left_in_its_file_is_written_as_if_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, part: int | None
+) -> None:
+    data = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    path = write(tmp_path / "a.nii.gz", data)
+    if part:
+        monkeypatch.setattr("napari_arssr.io.writing._PART", part)
+    for dtype in (None, "same", np.float32):
+        for frame in (None, 2):
+            left, loaded = read(path, most=0), read(path)
+            if frame is not None:
+                left, loaded = left.frame(frame), loaded.frame(frame)
+            assert isinstance(left.data, StoredArray)
+            files = [
+                io.write(tmp_path / f"{name}{suffix}", volume.transposed((1, 2, 0)), dtype=dtype)
+                for name, volume in (("left", left), ("loaded", loaded))
+            ]
+            assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_compressed_file_is_unpacked_only_as_far_as_it_is_asked_for(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ TIFF's few types, integers take the first of uint16 and int16 that holds every v
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,6 +32,7 @@ from napari_arssr.io import (
     files_of,
     known_suffix,
     origin_of,
+    provenance_of,
 )
 from napari_arssr.volume import Volume
 
@@ -225,12 +225,7 @@ def _origin(volume: Volume, kind: str) -> Origin:
     if (origin.intent[0] in LABEL_INTENTS) != (kind == "labels"):
         intent = LABEL if kind == "labels" else 0
         origin = replace(origin, intent=(intent, (0.0, 0.0, 0.0), ""), display_range=(0.0, 0.0))
-    if "fit" in volume.metadata:
-        record = json.dumps({"napari-arssr fit": volume.metadata["fit"]}, sort_keys=True)
-        origin = replace(origin, description="", provenance=record)
-    elif "upsampling" in volume.metadata:  # a result: what made it, not what made its input
-        record = json.dumps(
-            {"napari-arssr": volume.metadata["upsampling"]}, sort_keys=True, default=str
-        )
+    record = provenance_of(volume)
+    if record:  # a result: what made it, not what made its input
         origin = replace(origin, description="", provenance=record)
     return origin

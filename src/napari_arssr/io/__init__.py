@@ -9,7 +9,8 @@ with scale factors become real values in float32, all else keeps its number type
 
 **TIFF** (``.tif``, ``.tiff``; ImageJ, OME and plain). One channel, ZYX or TZYX. Voxel sizes come
 from ImageJ's or OME's metadata, else from the resolution tags, else they are 1 mm; a z step that
-is not stated is the size of a pixel. TIFF knows no orientation: a stack is placed by
+is not stated is the size of a pixel. ImageJ's straight-line calibration gives real values: int16
+where it only stands for a sign, else float32. TIFF knows no orientation: a stack is placed by
 :meth:`~napari_arssr.volume.Grid.unoriented`, and a volume written to TIFF keeps its voxel sizes
 but loses orientation and origin. A stack of one plane cannot be told from a picture, and is
 refused as one.
@@ -21,7 +22,14 @@ flushed to the disk, and renamed.
 from __future__ import annotations
 
 from napari_arssr.io.casting import cast
-from napari_arssr.io.origin import LABEL, LABEL_INTENTS, Origin, is_label_map, origin_of
+from napari_arssr.io.origin import (
+    LABEL,
+    LABEL_INTENTS,
+    Origin,
+    is_label_map,
+    origin_of,
+    provenance_of,
+)
 from napari_arssr.io.paths import (
     SUFFIXES,
     check_input,
@@ -51,6 +59,7 @@ __all__ = [
     "is_label_map",
     "known_suffix",
     "origin_of",
+    "provenance_of",
     "read",
     "stem",
     "volumes_in",

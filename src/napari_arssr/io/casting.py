@@ -1,4 +1,4 @@
-"""Real values as stored numbers."""
+"""Real values as stored numbers, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["cast"]
+__all__ = ["cast", "real_dtype", "real_values"]
 
 
 def cast(
@@ -67,3 +67,23 @@ def _clip_integers(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray
     have, want = np.iinfo(array.dtype), np.iinfo(dtype)
     low, high = max(have.min, want.min), min(have.max, want.max)
     return np.asarray(np.clip(array, low, high).astype(dtype))
+
+
+def real_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
+    """Stored numbers · slope + intercept, in native byte order."""
+    dtype = real_dtype(stored.dtype, slope, intercept)
+    if slope == 1 and intercept == 0:
+        return stored.astype(dtype, copy=False)
+    real = np.empty(stored.shape, dtype)
+    # Plane by plane in float64: rounded once, without a float64 copy of the whole volume.
+    with np.errstate(over="ignore"):
+        for index in np.ndindex(stored.shape[:-2]):
+            real[index] = stored[index] * np.float64(slope) + np.float64(intercept)
+    return real
+
+
+def real_dtype(dtype: np.dtype[Any], slope: float, intercept: float) -> np.dtype[Any]:
+    """Number type of real values: the stored one's, or float32 of scaled integers."""
+    native = dtype.newbyteorder("=")
+    scaled = slope != 1 or intercept != 0
+    return np.dtype(np.float32) if scaled and native.kind != "f" else native

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.io.casting import real_dtype, real_values
 from napari_arssr.io.origin import ALIGNED, Layout, Origin
 from napari_arssr.io.paths import KNOWN, files_of
 from napari_arssr.io.stored import StoredArray, StoredImage
@@ -112,14 +113,14 @@ def read(path: Path, most: int | None = None) -> Volume:
     slope, intercept = _scale_factors(path, header)
     affine, form_code = _affine(path, header, (shape[0], shape[1], shape[2]))
     data: Any  # an array, or what reads one
-    real = _real_dtype(dtype, slope, intercept)
+    real = real_dtype(dtype, slope, intercept)
     with _opened(image) as file:
         if most is None or math.prod(shape) * real.itemsize <= most:
             stored = _voxels(image, file, shape[::-1], dtype, offset)
-            data = _real_values(stored, slope, intercept)
+            data = real_values(stored, slope, intercept)
         else:
             _check_size(image, file, offset, math.prod(shape) * dtype.itemsize)
-            convert = partial(_real_values, slope=slope, intercept=intercept)
+            convert = partial(real_values, slope=slope, intercept=intercept)
             data = StoredArray(
                 StoredImage(
                     image, shape[::-1], stored=dtype, offset=offset, dtype=real, convert=convert
@@ -138,6 +139,7 @@ def read(path: Path, most: int | None = None) -> Volume:
                 slope=slope,
                 intercept=intercept,
                 form_code=form_code,
+                qform=_other_form(header, Grid((shape[2], shape[1], shape[0]), affine), form_code),
                 intent=(
                     int(header["intent_code"]),
                     (
@@ -293,25 +295,6 @@ def _scale_factors(path: Path, header: _Header) -> tuple[float, float]:
     return slope, intercept
 
 
-def _real_values(stored: _Array, slope: float, intercept: float) -> _Array:
-    """Stored numbers · slope + intercept, in native byte order."""
-    dtype = _real_dtype(stored.dtype, slope, intercept)
-    if slope == 1 and intercept == 0:
-        return stored.astype(dtype, copy=False)
-    real = np.empty(stored.shape, dtype)
-    # Plane by plane in float64: rounded once, without a float64 copy of the whole volume.
-    with np.errstate(over="ignore"):
-        for index in np.ndindex(stored.shape[:-2]):
-            real[index] = stored[index] * np.float64(slope) + np.float64(intercept)
-    return real
-
-
-def _real_dtype(dtype: np.dtype[Any], slope: float, intercept: float) -> np.dtype[Any]:
-    native = dtype.newbyteorder("=")
-    scaled = slope != 1 or intercept != 0
-    return np.dtype(np.float32) if scaled and native.kind != "f" else native
-
-
 def _affine(
     path: Path, header: _Header, shape: tuple[int, int, int]
 ) -> tuple[npt.NDArray[np.float64], int]:
@@ -345,7 +328,32 @@ def _affine(
             f"{path} cannot be placed by its {form}. {error} Correct its header, or export it "
             "again."
         ) from None
-    return grid.affine, code if code <= 5 else ALIGNED
+    return grid.affine, _known_code(code)
+
+
+def _known_code(code: int) -> int:
+    return code if code <= 5 else ALIGNED
+
+
+def _other_form(
+    header: _Header, grid: Grid, form_code: int
+) -> tuple[int, tuple[tuple[float, ...], ...]] | None:
+    """The qform beside an sform of another place or code, as :class:`Origin` holds it."""
+    from nibabel.spatialimages import HeaderDataError
+
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return None
+    code = _known_code(int(header["qform_code"]))
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the standard: 0 means 1
+    unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    try:
+        affine = Grid(grid.shape, header.get_qform()).in_millimetres(unit).affine
+    except (ValueError, HeaderDataError, UsageError):  # broken, and the sform places the volume
+        return None
+    if code == form_code and grid.departure(affine) <= _QFORM_TOLERANCE:
+        return None
+    between = affine @ np.linalg.inv(grid.affine)
+    return code, tuple(tuple(row) for row in between.tolist())
 
 
 def _time_step(header: _Header) -> float:
@@ -400,9 +408,7 @@ def _new_header(layout: Layout, *, pair: bool) -> _Header:
     header.set_xyzt_units("mm", "sec")
     code = origin.form_code if 1 <= origin.form_code <= 5 else ALIGNED
     header.set_sform(grid.affine, code)
-    header.set_qform(grid.affine, code)  # and with it the voxel sizes, which all readers look at
-    if grid.departure(header.get_qform()) > _QFORM_TOLERANCE:
-        header.set_qform(None, 0)
+    _set_qform(header, grid, code, origin)
     if origin.form_code == 0 and grid == Grid(grid.shape, header.get_base_affine()):
         # As little known as in the input, and the voxel sizes say all of it.
         header.set_qform(None, 0)
@@ -417,6 +423,19 @@ def _new_header(layout: Layout, *, pair: bool) -> _Header:
         comment: Any = Nifti1Extension
         header.extensions.append(comment("comment", layout.provenance.encode()))
     return header
+
+
+def _set_qform(header: _Header, grid: Grid, code: int, origin: Origin) -> None:
+    """The qform, if it can say its affine, and the voxel sizes, which all readers look at."""
+    placed = grid
+    if origin.qform is not None:
+        # What was done to the voxels since is the same in either world.
+        code, between = origin.qform
+        placed = Grid(grid.shape, np.array(between) @ grid.affine)
+    header.set_qform(placed.affine, code)
+    if placed.departure(header.get_qform()) > _QFORM_TOLERANCE:
+        header.set_qform(grid.affine, code)  # the sform's voxel sizes: it alone places the voxels
+        header.set_qform(None, 0)
 
 
 def _shortened(text: str, size: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,16 @@ import numpy as np
 from napari_arssr.io.paths import stem
 from napari_arssr.volume import Grid, Volume
 
-__all__ = ["ALIGNED", "LABEL", "LABEL_INTENTS", "Layout", "Origin", "is_label_map", "origin_of"]
+__all__ = [
+    "ALIGNED",
+    "LABEL",
+    "LABEL_INTENTS",
+    "Layout",
+    "Origin",
+    "is_label_map",
+    "origin_of",
+    "provenance_of",
+]
 
 LABEL = 1002
 """NIfTI's intent of a label map: every voxel holds the number of a structure."""
@@ -42,6 +52,9 @@ class Origin:
     form_code : int
         What the affine's space is, NIfTI's code: 1 scanner, 2 aligned, 3 Talairach, 4 MNI152,
         5 another template, 0 not stated.
+    qform : tuple, optional
+        Where the file's qform says something else than its sform, which is the affine: the
+        qform's code, and the 4×4 matrix from the affine's world to the qform's, row by row.
     intent : tuple
         NIfTI's intent: code, three parameters, name.
     display_range : tuple of two floats
@@ -58,6 +71,7 @@ class Origin:
     slope: float = 1.0
     intercept: float = 0.0
     form_code: int = ALIGNED
+    qform: tuple[int, tuple[tuple[float, ...], ...]] | None = None
     intent: tuple[int, tuple[float, float, float], str] = (0, (0.0, 0.0, 0.0), "")
     display_range: tuple[float, float] = (0.0, 0.0)
     description: str = ""
@@ -68,6 +82,19 @@ def origin_of(volume: Volume) -> Origin:
     """What the volume's file said, or the defaults where there is none."""
     origin = volume.metadata.get("origin")
     return origin if isinstance(origin, Origin) else Origin()
+
+
+def provenance_of(volume: Volume) -> str:
+    """With which settings this program made the volume, as JSON; empty for any other volume.
+
+    As the command line writes it into the header of what it makes.
+    """
+    # The last step only, not what made its input: a fit starts a record of its own, so where
+    # both are there, the fitted volume was upsampled.
+    for step, title in (("upsampling", "napari-arssr"), ("fit", "napari-arssr fit")):
+        if step in volume.metadata:
+            return json.dumps({title: volume.metadata[step]}, sort_keys=True, default=str)
+    return ""
 
 
 def is_label_map(volume: Volume) -> bool:

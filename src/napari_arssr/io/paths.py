@@ -72,7 +72,7 @@ def volumes_in(folder: AnyPath) -> list[Path]:
         found = sorted(
             path
             for path in folder.iterdir()
-            if known_suffix(path) and not path.name.startswith(".") and path.is_file()
+            if known_suffix(path) and not path.name.startswith(".") and _names_a_file(path)
         )
     except FileNotFoundError:
         raise FileError(f"The folder {folder} does not exist; check its name.") from None
@@ -87,6 +87,11 @@ def volumes_in(folder: AnyPath) -> list[Path]:
         for path in found
         if known_suffix(path) != ".hdr" and all(part in found for part in files_of(path))
     ]
+
+
+def _names_a_file(path: Path) -> bool:
+    """A file, or a link to one that is not here: whoever reads it shall say so."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def check_input(path: AnyPath) -> Path:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_arssr.errors import FileError
+from napari_arssr.io.casting import real_values
 from napari_arssr.io.origin import Layout, Origin
 from napari_arssr.io.troubles import closing, not_real
 from napari_arssr.volume import Grid, Triple, Volume
@@ -54,6 +56,12 @@ _MILLIMETRES = {
     "Å": 1e-7,
     "pm": 1e-9,
 }
+# ImageJ's calibration of voxels: its function's code ("cf") and the number types that have one.
+_STRAIGHT_LINE = 0
+_UNCALIBRATED = 20
+_CALIBRATED = ("uint8", "uint16", "int16")
+_SIGNED = -32768  # ImageJ's int16 is uint16 with this as intercept
+
 _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 
 
@@ -69,6 +77,7 @@ def read(path: Path) -> Volume:
             axes = _sizes(path, series)
             stored = series.asarray().reshape(*axes.values())
             spacing, time_step, description, provenance = _metadata(tiff)
+            slope, intercept = _calibration(path, tiff, stored.dtype)
     except (FileError, OSError, MemoryError):
         raise
     except Exception as error:
@@ -84,7 +93,10 @@ def read(path: Path) -> Volume:
     if tuple(axes)[:2] == ("Z", "T"):
         stored = stored.swapaxes(0, 1)
     native = stored.dtype.newbyteorder("=")
-    data = np.ascontiguousarray(stored, dtype=native)
+    if native == np.uint16 and (slope, intercept) == (1.0, _SIGNED):
+        stored, native = _signed(stored), np.dtype(np.int16)
+        slope, intercept = 1.0, 0.0
+    data = np.ascontiguousarray(real_values(stored, slope, intercept))
     shape = data.shape[-3:]
     if not all(math.isfinite(step) and step > 0 for step in spacing):
         raise FileError(
@@ -98,7 +110,12 @@ def read(path: Path) -> Volume:
         name=path.name,
         metadata={
             "origin": Origin(
-                format="TIFF", dtype=native, description=description, provenance=provenance
+                format="TIFF",
+                dtype=native,
+                slope=slope,
+                intercept=intercept,
+                description=description,
+                provenance=provenance,
             )
         },
     )
@@ -242,6 +259,36 @@ def _metadata(tiff: TiffFile) -> tuple[Triple, float, str, str]:
         description,
         provenance,
     )
+
+
+def _calibration(path: Path, tiff: TiffFile, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Slope and intercept of ImageJ's straight line from stored numbers to real values.
+
+    Its other functions (polynomials, logarithms, optical density) are no scale factors: voxels
+    then stay as they are stored.
+    """
+    meta: Mapping[str, Any] = tiff.imagej_metadata or {}
+    if _number(meta.get("cf", _UNCALIBRATED)) != _STRAIGHT_LINE or dtype.name not in _CALIBRATED:
+        return 1.0, 0.0
+    intercept, slope = _number(meta.get("c0")), _number(meta.get("c1"))
+    if slope == 0 or (slope, intercept) == (1, 0):  # nothing to tell one value from another by
+        return 1.0, 0.0
+    if dtype.kind == "i":
+        # ImageJ has no signed voxels: it adds 32768 on opening, and calibrates what that gives.
+        intercept -= slope * _SIGNED
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise FileError(
+            f"{path} has the calibration {intercept:g} + {slope:g} · value; correct it (in ImageJ: "
+            "Analyze > Calibrate)."
+        )
+    return slope, intercept
+
+
+def _signed(stored: npt.NDArray[np.uint16]) -> npt.NDArray[np.int16]:
+    """Numbers counted from -32768, as int16: the same bits but for the highest."""
+    native = stored.astype(np.uint16)
+    native ^= np.uint16(-_SIGNED)
+    return native.view(np.int16)
 
 
 def _pixel_size(resolution: Any) -> float:

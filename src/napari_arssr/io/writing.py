@@ -19,7 +19,7 @@ from napari_arssr.errors import UsageError
 from napari_arssr.files import PARTIAL, sync_folder
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.casting import cast
-from napari_arssr.io.origin import Layout, Origin, origin_of
+from napari_arssr.io.origin import Layout, Origin, origin_of, provenance_of
 from napari_arssr.io.paths import AnyPath, check_output, files_of, known_suffix
 from napari_arssr.io.troubles import disk_full, saving
 from napari_arssr.volume import Grid, Volume
@@ -53,7 +53,8 @@ def write(
         What made the volume, for NIfTI's ``descrip`` (79 bytes are kept); this program and
         its version by default.
     provenance : str, optional
-        The same at length, for a comment in the header.
+        The same at length, for a comment in the header; by default the settings of this
+        program where it made the volume, see :func:`~napari_arssr.io.provenance_of`.
 
     Returns
     -------
@@ -81,12 +82,22 @@ def write(
         slope=slope,
         intercept=intercept,
         description=description,
-        provenance=provenance,
+        provenance=provenance_of(volume) if provenance is None else provenance,
         origin=origin,
     ) as out:
-        for frame in volume.data.reshape(-1, *volume.grid.shape):
-            out.write(frame)
+        for part in _parts(volume):
+            out.write(part)
     return Path(path)
+
+
+def _parts(volume: Volume) -> Iterator[npt.NDArray[Any]]:
+    """All planes in the order of the file; of voxels still in another file, some at a time."""
+    planes, rows, columns = volume.grid.shape
+    step = max(1, _PART // (rows * columns))
+    for number in range(volume.frames):
+        frame = volume.frame(number).data
+        for first in range(0, planes, step):
+            yield np.asarray(frame[first : first + step])
 
 
 class SlabWriter:
