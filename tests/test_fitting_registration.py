@@ -54,6 +54,17 @@ def test_agreement_tells_brightness_and_likeness():
     assert agreement.gain == pytest.approx(0.4, rel=0.02)
     assert agreement.correlation > 0.95
     assert agreement.share == pytest.approx(1)
+    # What lies outside a mask, a mother around her child, has no say.
+    inside = np.zeros(GRID.shape, dtype=np.uint8)
+    inside[8:24, 8:28, 8:24] = 1
+    mask = Volume(inside, GRID.affine, name="mask")
+    other = stack(1)
+    far = fitting.stacks.inside_of(mask).reshape(32, 9, 4, 32).max(axis=2) == 0
+    louder = Volume(np.where(far, 3 * other.data, other.data), other.affine, name="louder")
+    assert compare(stack(0), louder, np.eye(4)).gain < 0.8
+    assert compare(stack(0), louder, np.eye(4), mask=mask).gain == pytest.approx(1, abs=0.05)
+    found = align(prepare([stack(0), louder], Normalizer())[0], registered=True, mask=mask)
+    assert found.agreements[1].gain == pytest.approx(1, abs=0.05)
     worse = compare(stack(0), stack(1, motion=MOVED), np.eye(4))
     assert worse.correlation < agreement.correlation - 0.2
 

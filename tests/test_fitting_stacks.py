@@ -13,7 +13,7 @@ from napari_arssr.fitting.registration import Agreement, register
 from napari_arssr.fitting.stacks import check, inside_of, prepare, read_stacks, within
 from napari_arssr.fitting.state import StackRecord
 from napari_arssr.normalization import Normalizer
-from napari_arssr.volume import Volume
+from napari_arssr.volume import Box, Volume
 
 
 def changed(volume, **changes):
@@ -128,6 +128,19 @@ def test_a_mask_keeps_what_is_in_it_or_next_to_it():
     elsewhere = Volume(inside, GRID.moved(np.diag([1, 1, 1, 1.0]) + 500 * np.eye(4, k=3)).affine)
     with pytest.raises(UsageError, match="no voxel of it lies in the mask"):
         within(prepared, elsewhere, np.eye(4))
+
+
+def test_a_mask_that_fills_its_file_reaches_as_far_as_its_voxels():
+    axial = stack(0)
+    (prepared,), _ = prepare([axial], Normalizer())
+    whole = Volume(np.ones(axial.data.shape, dtype=np.uint8), axial.affine, name="mask")
+    assert within(prepared, whole, np.eye(4)).rows.size == prepared.rows.size
+    # On finer voxels, the slices beside it are next to it, and those farther are not.
+    part = GRID.crop(Box((12, 0, 0), (20, 36, 32)))
+    middle = Volume(np.ones(part.shape, dtype=np.uint8), part.affine, name="mask")
+    rows = within(prepared, middle, np.eye(4)).rows
+    slices = np.unique(np.unravel_index(rows, prepared.volume.data.shape)[0])
+    assert slices.tolist() == [2, 3, 4, 5]
 
 
 def test_a_mask_says_of_every_voxel_whether_it_is_inside():

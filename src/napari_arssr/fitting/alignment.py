@@ -115,7 +115,7 @@ def align(
                 motion = register(
                     fixed.volume, stack.volume, metric=metric, start=motion, mask=mask, seed=seed
                 )
-            agreement = compare(fixed.volume, stack.volume, motion)
+            agreement = compare(fixed.volume, stack.volume, motion, mask=mask)
             if agreement.correlation < POOR:
                 warnings.append(
                     f"{stack.name} agrees poorly with {fixed.name} "

@@ -156,8 +156,17 @@ def overlap(reference: Grid, other: Grid) -> float:
     return float(reference.holds(points).mean())
 
 
-def compare(reference: Volume, moving: Volume, motion: FloatArray) -> Agreement:
+def compare(
+    reference: Volume, moving: Volume, motion: FloatArray, *, mask: Volume | None = None
+) -> Agreement:
     """How well a stack agrees with the reference after a motion.
+
+    Parameters
+    ----------
+    reference, moving : Volume
+    motion : (4, 4) array
+    mask : Volume, optional
+        Only what is in it is compared, in the reference's world.
 
     Raises
     ------
@@ -176,6 +185,8 @@ def compare(reference: Volume, moving: Volume, motion: FloatArray) -> Agreement:
         means = [_block_mean(n, m) for n, m in zip(grid.shape, fine.shape, strict=True)]
         values.append(apply_separable(means, data))
     seen = covered(grid, moving.grid.moved(motion))
+    if mask is not None:
+        seen &= _inside(mask, grid)
     one, other = values[0][seen], values[1][seen]
     # Background is alike in all scans: only what both show says something.
     shown = (one > 0.2 * _typical(one)) & (other > 0.2 * _typical(other))

@@ -15,6 +15,9 @@ from napari_arssr.volume import as_triple
 __all__ = ["Settings"]
 
 
+_SEEDS = 2**43  # each epoch has one of its own, of 63 bits
+
+
 @dataclass(frozen=True)
 class Settings:
     """How stacks become one volume.
@@ -103,8 +106,8 @@ class Settings:
             raise UsageError(f"A fit takes at least one epoch, not {self.epochs!r}.")
         if not 0 <= self.minutes < math.inf:
             raise UsageError(f"A time limit is above 0 minutes, not {self.minutes!r}.")
-        if self.seed < 0:
-            raise UsageError(f"A seed is a whole number of at least 0, not {self.seed!r}.")
+        if not 0 <= self.seed < _SEEDS:
+            raise UsageError(f"A seed is a whole number from 0 to {_SEEDS - 1}, not {self.seed!r}.")
 
     @property
     def refines(self) -> bool:

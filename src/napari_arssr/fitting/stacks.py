@@ -301,7 +301,8 @@ def _near(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
     inside = inside_of(mask)
     distance = distance_transform_edt(~inside, sampling=mask.spacing).astype(np.float32)
     points = grid.map_into(mask.grid).points(grid.box)
-    far = map_coordinates(
-        distance, np.moveaxis(points, -1, 0), order=1, mode="constant", cval=np.inf
-    )
-    return np.asarray(far <= max(grid.spacing))
+    far = map_coordinates(distance, np.moveaxis(points, -1, 0), order=1, mode="nearest")
+    # The mask's own voxels reach half a voxel beyond their centres.
+    last = np.array(mask.grid.shape) - 1
+    beyond = np.maximum(np.abs(points - np.clip(points, 0, last)) - 0.5, 0) * mask.spacing
+    return np.asarray(far + np.linalg.norm(beyond, axis=-1) <= max(grid.spacing))
