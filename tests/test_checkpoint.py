@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 from collections import OrderedDict
@@ -235,6 +236,21 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "module.pkl"
     torch.save(published("RDN"), path)
     assert "could run code" in refusal(path)
+
+
+def test_a_number_repeated_without_end_is_refused_before_it_fills_the_memory(
+    checkpoint: Path,
+) -> None:
+    state = published("RDN").state_dict()
+    torch.save({name: torch.zeros(()).expand(t.shape) for name, t in state.items()}, checkpoint)
+    assert "not one of plain real numbers" in refusal(checkpoint)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such permissions")
+def test_weights_are_for_whom_other_files_are(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save(tmp_path / "w.safetensors", random_network(TINY), CARD, torch.float32)
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 # Damage

@@ -35,6 +35,7 @@ from tiny import Ran, Run
 import napari_arssr
 from napari_arssr import arguments, cli, download, weights
 from napari_arssr import io as files
+from napari_arssr.field import NetworkField
 from napari_arssr.models import ModelConfig, build
 from napari_arssr.terminal import ProgressLine
 
@@ -1516,3 +1517,75 @@ def test_a_reader_that_has_gone_is_no_error_of_ours(words: list[str]) -> None:
     process.stdout = None
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (1, "")
+
+
+# Labels, links, encodings
+
+
+def test_a_label_map_gets_no_label_that_it_did_not_have(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    labels = np.zeros(SHAPE, dtype=np.int16)
+    labels[2:6, 3:, 1:4] = 17
+    labels[6:9, :4] = 53
+    source = save_scan(tmp_path / "sub-01_dseg.nii.gz", labels)
+    image = tmp_path / "o.nii.gz"
+    for options in ([], ["--dtype", "same"], ["--box", "0:5,0:5,0:5"]):
+        ran = run("upsample", source, image, "--weights", tiny, "--scale", "2", *options)
+        assert ran.status == 0, ran.err
+        assert "the nearest label" in ran.out
+        found = nib.load(image, mmap=False)
+        assert found.get_data_dtype() == np.int16
+        assert set(np.unique(found.dataobj)) <= {0, 17, 53}
+        assert provenance(found)["weights"] == "nearest label"
+    assert run("upsample", source, image, "--weights", tiny, "--scale", "2").status == 0
+    found = nib.load(image, mmap=False)
+    assert (np.asarray(found.dataobj) == labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)).all()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_without_all_letters_ends_no_batch(
+    tiny: Path, tmp_path: Path, encoding: str
+) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        save_scan(tmp_path / name)
+    words = ["upsample", tmp_path, tmp_path / "results", "--weights", tiny, "--scale", "2"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "napari_arssr", *map(str, words)],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode == 0
+    assert b"Error" not in ran.stderr
+    assert len(ran.stdout.splitlines()) == len(list((tmp_path / "results").iterdir())) == 2
+
+
+def test_a_graphics_card_without_memory_fails_one_file_of_a_batch(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        save_scan(tmp_path / name)
+    make, failing = NetworkField.__init__, [torch.cuda.OutOfMemoryError("CUDA out of memory.")]
+
+    def full_once(*given: Any, **options: Any) -> None:
+        if failing:
+            raise failing.pop()
+        make(*given, **options)
+
+    monkeypatch.setattr(NetworkField, "__init__", full_once)
+    ran = run("upsample", tmp_path, tmp_path / "results", "--weights", tiny, "--scale", "2")
+    assert ran.status == 1
+    assert "a.nii.gz: there is not enough memory" in ran.err
+    assert (tmp_path / "results" / "b.nii.gz").is_file()
+
+
+def test_a_link_in_a_folder_to_a_file_that_is_not_fetched_is_said(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    save_scan(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to("annex/objects/b")
+    ran = run("upsample", tmp_path, tmp_path / "results", "--weights", tiny, "--scale", "2")
+    assert ran.status == 1
+    assert "b.nii.gz is a link to annex/objects/b, which is not there" in ran.err
+    assert (tmp_path / "results" / "a.nii.gz").is_file()

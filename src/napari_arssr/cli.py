@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -39,6 +40,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; ``arguments`` are the process's own by default."""
     words = _with_app(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper):  # "→" and "×" are not in every encoding
+        sys.stdout.reconfigure(errors="replace")
     with _ended_by_signals() as ended:
         try:
             return _run(words, ended)
@@ -161,6 +164,7 @@ def _app(options: argparse.Namespace) -> int:
 
 
 def _upsample(options: argparse.Namespace) -> int:
+    from napari_arssr.devices import is_out_of_memory
     from napari_arssr.upsampling import Settings, Target, upsample_file
 
     target = Target(
@@ -199,7 +203,9 @@ def _upsample(options: argparse.Namespace) -> int:
                 )
         except Cancelled:
             raise KeyboardInterrupt from None
-        except (ArssrError, MemoryError) as raised:
+        except Exception as raised:
+            if not (isinstance(raised, ArssrError) or is_out_of_memory(raised)):
+                raise
             lack = OutOfMemory(f"{source}: there is not enough memory; {_MORE_MEMORY}")
             error = raised if isinstance(raised, ArssrError) else lack
             if len(jobs) == 1 and not options.json:
@@ -258,16 +264,19 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
 
 
 def _summary(result: dict[str, Any], seconds: float) -> str:
+    from napari_arssr.upsampling import NEAREST_LABEL
+
     def sizes(values: Sequence[float]) -> str:
         return " × ".join(str(v) if isinstance(v, int) else f"{v:.4g}" for v in values)
 
     box = result["settings"]["box_zyx"]
     part = "" if box is None else f"{sizes([b - a for a, b in zip(*box, strict=True)][::-1])} of "
     frames = "" if result["frames"] == 1 else f" in {result['frames']} frames"
+    how = ", each the nearest label" if result["settings"]["weights"] == NEAREST_LABEL else ""
     return (
         f"{result['output']}: {part}{sizes(result['input_shape'])} → "
         f"{sizes(result['output_shape'])} voxels{frames}, {sizes(result['input_spacing_mm'])} → "
-        f"{sizes(result['output_spacing_mm'])} mm, {seconds:.0f} s"
+        f"{sizes(result['output_spacing_mm'])} mm{how}, {seconds:.0f} s"
     )
 
 
@@ -410,7 +419,8 @@ def _add_upsample(commands: Any) -> None:
         "upsample",
         help="raise the resolution of volumes",
         description="Raise the resolution of NIfTI volumes or TIFF stacks. The result spans "
-        "exactly\nwhat the input spans. Three numbers are in the file's own order (i, j, k).",
+        "exactly\nwhat the input spans. Three numbers are in the file's own order (i, j, k). Of a "
+        "label map\neach voxel takes the nearest label.",
         epilog="examples:\n"
         "  napari-arssr upsample t1.nii.gz out.nii.gz --scale 2.5\n"
         "  napari-arssr upsample flair.nii.gz out.nii.gz --isotropic\n"

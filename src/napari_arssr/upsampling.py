@@ -23,9 +23,10 @@ import numpy.typing as npt
 
 from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
-from napari_arssr.errors import FileError, UsageError
+from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.memory import for_work, require
 from napari_arssr.normalization import Normalizer
+from napari_arssr.request import nearest_values
 from napari_arssr.volume import Box, Grid, Volume, as_triple
 from napari_arssr.watching import Report, Stop, never, unheard
 
@@ -36,7 +37,15 @@ if TYPE_CHECKING:
     from napari_arssr.field import NetworkField
     from napari_arssr.weights import Loaded
 
-__all__ = ["Settings", "Target", "encode", "output_grid", "upsample", "upsample_file"]
+__all__ = [
+    "NEAREST_LABEL",
+    "Settings",
+    "Target",
+    "encode",
+    "output_grid",
+    "upsample",
+    "upsample_file",
+]
 
 Lend = Callable[[Volume, Callable[[], "NetworkField"]], AbstractContextManager["NetworkField"]]
 Scales = float | Sequence[float]
@@ -45,6 +54,10 @@ Scales = float | Sequence[float]
 @contextmanager
 def _afresh(_frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
     yield make()
+
+
+NEAREST_LABEL = "nearest label"
+"""Instead of the name of weights, in the record of a label map."""
 
 
 @dataclass(frozen=True)
@@ -333,6 +346,8 @@ def upsample_file(
 ) -> dict[str, Any]:
     """Upsample a file into a file, slab by slab: the result is never held whole.
 
+    Label maps take the label of the nearest voxel: between two structures there is no third.
+
     Parameters
     ----------
     source, output : path
@@ -371,9 +386,23 @@ def upsample_file(
     if dtype == "same":
         number_type = origin.dtype if kept else volume.data.dtype
     # The header is written before the first voxel, so what it says is settled before.
-    job = _Job.of(volume, target, chosen, settings)
-    normalizers = job.fit_normalizers()
-    record = job.record_with(normalizers) | {"frame": frame}
+    if io.is_label_map(volume):
+        name = NEAREST_LABEL
+        record = _settings_record(settings, target, chosen) | {"weights": name}
+        number_type = number_type if dtype else volume.data.dtype
+
+        def slabs(number: int, part: Report) -> Iterator[npt.NDArray[Any]]:
+            return _labels(volume.frame(number), grid, part, stop)
+    else:
+        job = _Job.of(volume, target, chosen, settings)
+        normalizers = job.fit_normalizers()
+        name, record = job.name, job.record_with(normalizers)
+
+        def slabs(number: int, part: Report) -> Iterator[npt.NDArray[Any]]:
+            normalizer = normalizers[number] if normalizers else None
+            return job.slabs(number, normalizer, _afresh, part, stop)
+
+    record |= {"frame": frame}
     with io.create(
         output,
         grid,
@@ -382,14 +411,12 @@ def upsample_file(
         time_step=volume.time_step,
         slope=origin.slope if kept else 1.0,
         intercept=origin.intercept if kept else 0.0,
-        description=_description(job.name, volume.grid, grid, chosen),
+        description=_description(name, volume.grid, grid, chosen),
         provenance=json.dumps({"napari-arssr": record}, sort_keys=True),
         origin=origin,
     ) as out:
         for number in range(volume.frames):
-            part = _part_of(progress, number, volume.frames)
-            normalizer = normalizers[number] if normalizers else None
-            for slab in job.slabs(number, normalizer, _afresh, part, stop):
+            for slab in slabs(number, _part_of(progress, number, volume.frames)):
                 out.write(slab)
     return {
         "input": str(source),
@@ -402,6 +429,15 @@ def upsample_file(
         "output_spacing_mm": [round(s, 6) for s in grid.spacing[::-1]],
         "settings": record,
     }
+
+
+def _labels(volume: Volume, grid: Grid, progress: Report, stop: Stop) -> Iterator[npt.NDArray[Any]]:
+    """A label map on another grid, slab by slab."""
+    for slab in grid.box.blocks((_LABEL_PLANES, *grid.shape[1:])):
+        if stop():
+            raise Cancelled
+        yield nearest_values(volume, grid.crop(slab))
+        progress(slab.stop[0] / grid.shape[0], "labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -632,4 +668,5 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, wa
     return left
 
 
+_LABEL_PLANES = 16
 _WORKSPACE = 256 << 20

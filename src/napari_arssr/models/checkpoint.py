@@ -129,11 +129,12 @@ def write_tensors(
         If it cannot be written there.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     try:
         with whole_file(target) as partial:
-            save_file(tensors, partial, metadata=header)
+            # Not by save_file, which makes a file of its own that only its owner can read.
+            partial.write_bytes(save(tensors, metadata=header))
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FileError(
@@ -363,6 +364,9 @@ def _check(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> None:
     if expected == found:
         for name, tensor in tensors.items():
             plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+            # Repeated without end, one number would claim any amount of memory.
+            size = tensor.numel() * tensor.element_size() if plain else 0
+            plain = plain and tensor.untyped_storage().nbytes() >= size
             if not (plain and tensor.is_floating_point()):
                 raise FileError(f"{file}: the tensor {name} is not one of plain real numbers.")
             if not torch.isfinite(tensor.float()).all():
