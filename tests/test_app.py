@@ -106,6 +106,16 @@ def test_other_systems_have_a_display_of_their_own(platform: str) -> None:
         _app.check_display({"DISPLAY": ""}, "linux")
 
 
+def test_a_program_without_a_console_has_somewhere_to_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("stdout", "stderr"):  # as Windows starts it from a menu
+        monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr(sys, "argv", ["napari-arssr-app", "there is no such file.nii"])
+    status = _app.main()
+    assert (status, sys.stdout is None, sys.stderr is None) == (1, False, False)
+
+
 def test_without_qt_it_says_what_to_install() -> None:
     code = """
 import sys

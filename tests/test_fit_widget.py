@@ -586,6 +586,48 @@ def test_a_fit_is_sampled_again_saved_and_looked_at_live(three: Window, tmp_path
     assert threading.active_count() <= calls + 1
 
 
+def test_a_fit_is_not_saved_over_another_whose_name_was_not_given_whole(
+    three: Window, tmp_path: Path
+) -> None:
+    three.run()
+    precious = tmp_path / "precious.safetensors"
+    precious.write_text("hours of work")
+    three.widget.save_fit(tmp_path / "precious")
+    assert "precious.safetensors exists; choose another name" in three.said
+    assert precious.read_text() == "hours of work"
+    three.widget.save_fit(precious)  # the dialog has asked about this one
+    three.until(lambda: three.said.startswith("Saved"))
+
+
+def test_what_is_painted_on_a_mask_meanwhile_is_for_the_next_fit(
+    three: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = three.viewer.layers[0]
+    mask = three.viewer.add_labels(
+        np.ones(reference.data.shape, np.int32), affine=reference.affine, units=reference.units
+    )
+    three.widget.within.box.value = mask
+    three.until(lambda: three.widget._plan is not None and three.widget._plan.mask is not None)
+    seen: list[float] = []
+    real = fitting.fit
+
+    def late(*arguments: Any, mask: Volume, **options: Any) -> fitting.State:
+        three.viewer.layers["Labels"].data[:] = 0
+        seen.append(float(np.asarray(mask.data).mean()))
+        return real(*arguments, mask=mask, **options)
+
+    monkeypatch.setattr("napari_arssr._fit_plan.fit", late)
+    three.run()
+    assert seen == [1.0]
+
+
+def test_what_was_made_of_a_stack_is_no_other_stack_by_itself(window: Window) -> None:
+    first, second = (show(window.viewer, a_stack(axis)) for axis in (0, 1))
+    made = a_stack(2)
+    show(window.viewer, replace(made, metadata={"upsampling": {}}))
+    assert window.widget.stacks.layers == [first, second]
+
+
 def test_a_result_that_is_moved_takes_the_fit_with_it(three: Window) -> None:
     widget, viewer = three.widget, three.viewer
     three.run()

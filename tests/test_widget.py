@@ -32,8 +32,9 @@ import torch
 from napari.layers import Image
 from napari.utils import progress as activity
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtGui import QWheelEvent
+from qtpy.QtWidgets import QApplication, QLabel, QWidget
 
 from napari_arssr import _preferences, cli, weights
 from napari_arssr._advanced import Advanced
@@ -576,6 +577,76 @@ def test_a_drawn_box_is_the_same_part_of_the_whole(
     assert drawn.shapes in viewer.layers
     assert drawn.shapes.name != widget.image.layer.name
     assert widget.image.layer == layer
+
+
+def test_a_number_of_several_digits_moves_one_end_of_the_box(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    show(viewer, a_volume((40, 30, 32)))
+    click(qtbot, widget.region.draw)
+    drawn = widget.region._drawn
+    assert drawn is not None
+    drawn.shapes.add_rectangles(np.array([[5, 4, 6], [5, 4, 20], [5, 17, 20], [5, 17, 6]]))
+    qtbot.waitUntil(lambda: drawn.box is not None, timeout=PATIENCE)
+    widget.region.first.value, widget.region.last.value = 10, 19
+    assert drawn.depth == (10, 20)
+    last = widget.region.last.native
+    last.setFocus()
+    last.selectAll()
+    qtbot.keyClicks(last, "35")  # the 3 is on its way to 35
+    qtbot.keyClick(last, Qt.Key.Key_Return)
+    assert drawn.depth == (10, 36)
+
+
+@pytest.mark.parametrize("columns", [3, 4])
+def test_a_result_of_three_or_four_columns_has_no_colours(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget, columns: int
+) -> None:
+    show(viewer, a_volume((32, 33, columns)))
+    widget.output.scale.value = 1.2
+    widget.advanced.axes.boxes[2].value = False
+    run(qtbot, widget)
+    assert viewer.layers[-1].data.shape == (38, 40, columns)
+    assert not viewer.layers[-1].rgb
+
+
+def test_the_wheel_scrolls_the_page_and_changes_only_what_was_clicked_at(
+    qtbot: QtBot, widget: UpsampleWidget
+) -> None:
+    def turn(over: QWidget) -> None:
+        point = QPointF(over.rect().center())
+        event = QWheelEvent(
+            point,
+            QPointF(over.mapToGlobal(over.rect().center())),
+            QPoint(),
+            QPoint(0, -120),
+            Qt.MouseButton.NoButton,
+            Qt.KeyboardModifier.NoModifier,
+            Qt.ScrollPhase.NoScrollPhase,
+            False,
+        )
+        QApplication.sendEvent(over, event)
+
+    precision = widget.device.precision
+    before = precision.value
+    turn(precision.native)
+    assert precision.value == before
+    memory = widget.advanced.memory
+    amount = memory.value
+    turn(memory.native)
+    assert memory.value == amount
+    widget.window().activateWindow()
+    precision.native.setFocus()
+    qtbot.waitUntil(precision.native.hasFocus, timeout=PATIENCE)
+    turn(precision.native)
+    assert precision.value != before
+
+
+def test_every_row_tells_a_screen_reader_its_name(widget: UpsampleWidget) -> None:
+    rows = [label for label in widget.findChildren(QLabel) if label.buddy() is not None]
+    names = {label.text() for label in rows}
+    assert {"Image", "Model", "Output", "Region", "Device", "Precision", "Memory"} <= names
+    assert all(label.buddy().accessibleName() == label.text() for label in rows)
 
 
 def test_the_current_view_is_what_is_seen_when_run_is_pressed(

@@ -211,6 +211,31 @@ def test_events_handled_in_between_do_not_end_it_twice(qtbot: QtBot, parent: QOb
     assert len(log.outcomes) == 1
 
 
+@pytest.mark.parametrize("moment", ["progressed", "state_changed"])
+def test_a_listener_that_fails_costs_nobody_the_outcome(
+    qtbot: QtBot, parent: QObject, moment: str
+) -> None:
+    runner = Runner(parent, "test")
+    outcomes: list[Outcome] = []
+
+    def fail(value: object) -> None:
+        if value is not State.RUNNING:
+            raise OSError("there is nothing to write to")
+
+    def work(report: VagueReport, _stop: Stop) -> int:
+        report(0.5, "half")
+        time.sleep(0.3)  # seen on its way
+        return 7
+
+    getattr(runner, moment).connect(fail)
+    with qtbot.captureExceptions() as raised:
+        runner.start(work, outcomes.append)
+        qtbot.waitUntil(lambda: bool(outcomes), timeout=PATIENCE)
+    assert outcomes[0].value == 7
+    assert raised
+    assert runner.state is State.IDLE
+
+
 def test_what_is_told_of_the_end_may_begin_anew(qtbot: QtBot, parent: QObject) -> None:
     runner = Runner(parent, "test")
     values: list[int] = []

@@ -28,6 +28,9 @@ def main() -> int:
     """The gui script: opens the files it is given."""
     from napari_arssr import cli
 
+    # Without a console, as on Windows, there are none; what writes to them must not fail.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     return cli.main(["app", *sys.argv[1:]])
 
 

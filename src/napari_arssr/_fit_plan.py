@@ -144,6 +144,12 @@ class FitPlan:
             same_as_file(self.mask, mask, stop)
         return self.command(sources, mask)
 
+    def with_own_mask(self) -> FitPlan:
+        """The same with a mask that stays as it is while its layer is painted on."""
+        if self.mask is None or not isinstance(self.mask.data, np.ndarray):
+            return self
+        return replace(self, mask=replace(self.mask, data=self.mask.data.copy()))
+
     def carry_out(self, report: VagueReport, stop: Stop, sight: Sight) -> Fitted:
         """Fit; for a thread.
 

@@ -300,6 +300,7 @@ class FitWidget(Dock):
         layers = tuple(self.stacks.layers)
         reference = layers[plan.settings.reference]
         looks = Looks.of(reference)
+        plan = plan.with_own_mask()
         sight = Sight(f"{plan.title} (so far)", looks, _world(plan.reference))
 
         def work(report: VagueReport, stop: Stop) -> _Made:
@@ -525,6 +526,9 @@ class FitWidget(Dock):
         if done is None:
             return
         target = path if path.suffix.lower() == _SUFFIX else path.with_name(path.name + _SUFFIX)
+        if target != path and target.exists():  # the dialog has asked about another name
+            self.message.say(f"{target} exists; choose another name.", alarming=True)
+            return
 
         def work(_report: VagueReport, _stop: Stop) -> Path:
             return done.fitted.save(target)

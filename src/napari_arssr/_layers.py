@@ -78,7 +78,8 @@ def image_layer(volume: Volume) -> LayerData:
     """
     shown = _contrast(volume.data)
     data, settings = _placed(volume)
-    return data, settings | {"contrast_limits": shown}, "image"
+    # napari takes three or four columns for colours, unless it is told.
+    return data, settings | {"contrast_limits": shown, "rgb": False}, "image"
 
 
 def placed_points(

@@ -51,6 +51,8 @@ class RegionChoice(QWidget):
         self.note = Note(theme)
         self.first: SpinBox = SpinBox(tooltip="First slice of the box, across the view drawn in")
         self.last: SpinBox = SpinBox(tooltip="Last slice of the box")
+        for end in (self.first, self.last):  # a number of several digits is one change
+            end.native.setKeyboardTracking(False)
         self._depth = QWidget()
         self._depth.setLayout(
             in_a_row(

@@ -9,6 +9,7 @@ from magicgui.widgets import ComboBox
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtWidgets import (
+    QAbstractSpinBox,
     QComboBox,
     QFrame,
     QGridLayout,
@@ -17,6 +18,7 @@ from qtpy.QtWidgets import (
     QLayout,
     QScrollArea,
     QSizePolicy,
+    QSlider,
     QToolButton,
     QVBoxLayout,
     QWidget,
@@ -51,6 +53,9 @@ class Rows(QGridLayout):
                 label = QLabel(name)
                 label.setFixedHeight(_LINE)  # beside the first line of what may have several
                 self.addWidget(label, row, 0, Qt.AlignmentFlag.AlignTop)
+                if isinstance(content, QWidget):  # for screen readers
+                    label.setBuddy(content)
+                    content.setAccessibleName(name)
             if isinstance(content, QLayout):
                 self.addLayout(content, row, 1)
             else:
@@ -89,8 +94,26 @@ class Note(QLabel):
         self.setVisible(bool(text))
 
 
+class _WheelLeft(QObject):
+    """Leaves the mouse wheel to the page it scrolls, unless the widget was chosen before."""
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802
+        if (
+            event is not None
+            and event.type() == QEvent.Type.Wheel
+            and isinstance(watched, QWidget)
+            and not watched.hasFocus()
+        ):
+            event.ignore()
+            return True
+        return super().eventFilter(watched, event)
+
+
 class Page(QScrollArea):
-    """A page that scrolls up and down where it is too long, and is never too narrow."""
+    """A page that scrolls up and down where it is too long, and is never too narrow.
+
+    The wheel scrolls it, and changes nothing on its way that was not clicked at before.
+    """
 
     def __init__(self, page: QWidget) -> None:
         super().__init__()
@@ -98,6 +121,11 @@ class Page(QScrollArea):
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        left = _WheelLeft(self)
+        for child in page.findChildren(QWidget):
+            if isinstance(child, QComboBox | QAbstractSpinBox | QSlider):
+                child.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+                child.installEventFilter(left)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         """As wide as the page has to be, with room for the scroll bar beside it."""

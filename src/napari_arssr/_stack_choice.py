@@ -19,7 +19,7 @@ from napari_arssr._fit_plan import bounds_of
 from napari_arssr._layers import PLACE, volume_of
 from napari_arssr._output_choice import Unit, times
 from napari_arssr._rows import Note, choice, refill
-from napari_arssr._view import is_helper
+from napari_arssr._view import is_helper, is_made
 from napari_arssr._worker import Outcome, Runner
 from napari_arssr.errors import UsageError
 from napari_arssr.fitting.stacks import check_form, is_thick
@@ -201,7 +201,8 @@ class StackChoice(QWidget):
         self._candidates = [_Candidate.of(layer) for layer in self._followed]
         for one in self._candidates:
             thick = one.volume is not None and is_thick(one.volume.grid)
-            self._ticked.setdefault(one.layer, thick)
+            # What was made of a stack says nothing that the stack does not.
+            self._ticked.setdefault(one.layer, thick and not is_made(one.layer))
         self._fill()
         self.changed.emit()
 

@@ -24,6 +24,7 @@ __all__ = [
     "affine_of",
     "frame_of",
     "is_helper",
+    "is_made",
     "mark_helper",
     "mark_result",
     "remove",
@@ -153,6 +154,11 @@ def results_of(viewer: ViewerModel) -> list[tuple[Layer, Layer]]:
     sources = {str(layer.unique_id): layer for layer in viewer.layers}
     pairs = [(layer, layer.metadata.get(_RESULT_OF)) for layer in viewer.layers]
     return [(layer, sources[source]) for layer, source in pairs if source in sources]
+
+
+def is_made(layer: Layer) -> bool:
+    """Whether a layer was upsampled or fitted in this session, rather than measured."""
+    return not {"upsampling", "fit", _RESULT_OF}.isdisjoint(layer.metadata)
 
 
 def mark_helper(layer: Layer) -> None:

@@ -204,19 +204,26 @@ class Runner:
         if job is None:
             return
         outcome = job.outcome  # before the progress, so that none is left unseen
-        if job.progress != self._seen:
-            self._seen = job.progress
-            self.progressed.emit(self._seen)
-        if self._job is not job:  # abandoned in between
-            return
+        # Whatever a listener does, the job is looked at again, and its outcome gets home.
+        try:
+            if job.progress != self._seen:
+                self._seen = job.progress
+                self.progressed.emit(self._seen)
+        finally:
+            if self._job is job:  # else it was abandoned in between
+                self._go_on(job, outcome)
+
+    def _go_on(self, job: Job, outcome: Outcome | None) -> None:
         if outcome is None:
             self._timer.start()
             return
         job.wait()
         done, self._done, self._job = self._done, None, None
-        self._happened(Event.END)
-        if done is not None:
-            done(outcome)
+        try:
+            self._happened(Event.END)
+        finally:
+            if done is not None:
+                done(outcome)
 
     def _happened(self, event: Event) -> None:
         state = after(self._state, event)
