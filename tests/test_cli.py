@@ -1530,14 +1530,15 @@ def test_a_label_map_gets_no_label_that_it_did_not_have(
     labels[6:9, :4] = 53
     source = save_scan(tmp_path / "sub-01_dseg.nii.gz", labels)
     image = tmp_path / "o.nii.gz"
-    for options in ([], ["--dtype", "same"], ["--box", "0:5,0:5,0:5"]):
+    for options in (["--orientations", "3"], ["--dtype", "same"], ["--box", "0:5,0:5,0:5"]):
         ran = run("upsample", source, image, "--weights", tiny, "--scale", "2", *options)
         assert ran.status == 0, ran.err
         assert "the nearest label" in ran.out
         found = nib.load(image, mmap=False)
         assert found.get_data_dtype() == np.int16
         assert set(np.unique(found.dataobj)) <= {0, 17, 53}
-        assert provenance(found)["weights"] == "nearest label"
+        record = provenance(found)
+        assert (record["weights"], record["orientations"]) == ("nearest label", 1)
     assert run("upsample", source, image, "--weights", tiny, "--scale", "2").status == 0
     found = nib.load(image, mmap=False)
     assert (np.asarray(found.dataobj) == labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)).all()

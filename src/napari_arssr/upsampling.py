@@ -388,7 +388,8 @@ def upsample_file(
     # The header is written before the first voxel, so what it says is settled before.
     if io.is_label_map(volume):
         name = NEAREST_LABEL
-        record = _settings_record(settings, target, chosen) | {"weights": name}
+        used = Settings(weights=name)  # of the others nothing is looked at
+        record = _settings_record(used, target, chosen)
         number_type = number_type if dtype else volume.data.dtype
 
         def slabs(number: int, part: Report) -> Iterator[npt.NDArray[Any]]:
