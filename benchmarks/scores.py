@@ -10,10 +10,10 @@ DATA is a folder with brains_t1w/val, lesion, template and thick_slices in it (t
 are in docs/weights.md). Every HR volume is cut to its brain, measured by the scanner model
 (Gaussian, full width at half maximum one LR voxel), brought back to its own grid and compared
 with itself inside the brain mask. "consistent" is the network with --consistency gaussian. A
-run that stopped goes on where it was. "against" sets weights beside others, by the rows of both.
-"enter" writes the means into the header of the weights
-that were scored, and the new digest of that file into the rows; with rows measured in bfloat16
-also whether that moves every result by less than 0.02 dB, so that "auto" may take it.
+run that stopped goes on where it was. "against" sets weights beside others, where both have rows.
+"enter" writes the means into the header of the weights that were scored, and the new digest of
+that file into the rows; with rows measured in bfloat16 also whether that moves every result by
+less than 0.02 dB, so that "auto" may take it.
 """
 
 from __future__ import annotations
@@ -237,18 +237,17 @@ def differences(rows: list[Row], others: list[Row]) -> str:
     known = {row.key[:4]: row.psnr for row in others if row.method == "network"}
     found: dict[tuple[float, str, str], list[float]] = defaultdict(list)
     for row in rows:
-        if row.method == "network":
+        if row.method == "network" and row.key[:4] in known:
             key = row.noise_percent, row.dataset, row.scale
             found[key].append(row.psnr - known[row.key[:4]])
     lines = [f"| set | {' | '.join(scale.replace('x', ' × ') for scale in SCALES)} |"]
     lines.append("|---" * (1 + len(SCALES)) + "|")
     for noise in sorted({key[0] for key in found}):
         for name in SETS:
-            title = f"{name}, {noise:g} % noise" if noise else name
             cells = [found.get((noise, name, scale), []) for scale in SCALES]
             if any(cells):
                 texts = [f"{np.mean(c):+.2f} ({min(c):+.2f})" if c else "–" for c in cells]
-                lines.append(f"| {title} | {' | '.join(texts)} |")
+                lines.append(f"| {_title(name, noise)} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -285,7 +284,7 @@ def means(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in SETS:
         for noise in sorted({row.noise_percent for row in rows if row.dataset == name}):
-            title = f"{name}, {noise:g} % noise" if noise else name
+            title = _title(name, noise)
             for scale in SCALES:
                 psnrs = {
                     method: np.mean(chosen)
@@ -306,6 +305,10 @@ def means(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
                         what: round(float(value), 2) for what, value in values.items()
                     }
     return found
+
+
+def _title(name: str, noise: float) -> str:
+    return f"{name}, {noise:g} % noise" if noise else name
 
 
 def _table(name: str, noise: float, rows: list[Row]) -> Iterator[str]:
