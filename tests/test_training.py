@@ -623,6 +623,15 @@ def test_resuming_with_other_settings_is_refused_by_name(
     assert (stopped / LAST).read_bytes() == before
 
 
+def test_a_run_of_before_a_setting_was_there_goes_on(stopped: Path, run: RunConfig) -> None:
+    state = torch.load(stopped / LAST, weights_only=True)
+    del state[RUN_KEY]["config"]["training"]["edges"]
+    torch.save(state, stopped / LAST)
+    assert read_checkpoint(stopped / LAST)[RUN_KEY]["step"] < TRAINING.steps
+    train(run, stopped, resume=True)
+    assert read_checkpoint(stopped / LAST)[RUN_KEY]["step"] == TRAINING.steps
+
+
 @pytest.fixture
 def stopped(tmp_path: Path, run: RunConfig) -> Path:
     """The folder of a run that was stopped after two steps."""
@@ -935,6 +944,19 @@ def test_a_larger_network_goes_on_from_a_smaller_one(tmp_path: Path, run: RunCon
     assert card.training["start"]["name"] == "trained.safetensors"
     volumes = torch.rand(1, 6, 6, 6)
     torch.testing.assert_close(large.encode(volumes), small.encode(volumes))
+
+
+def test_a_wider_network_begins_as_copies_of_a_smaller_one(tmp_path: Path, run: RunConfig) -> None:
+    path = train(run, tmp_path / "first")
+    small = models.load(path)[0]
+    wider = replace(TINY, features=16, growth=8, feature_dim=12, decoder_width=24)
+    still = but(replace(run, start=str(path)), model=wider, learning_rate=1e-30)
+    large, card = models.load(train(still, tmp_path / "second"))
+    assert card.config == wider
+    volumes = torch.rand(1, 6, 6, 6)
+    copies = large.encode(volumes).split(TINY.feature_dim, dim=-1)
+    for copy, seen in zip(copies, models.seen_by_copies(2), strict=True):
+        torch.testing.assert_close(copy, models.OrientedArSSR(small, seen).encode(volumes))
 
 
 # Export -------------------------------------------------------------------------------------------

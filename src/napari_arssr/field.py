@@ -486,7 +486,7 @@ class NetworkField(Field):
         axis: int,
     ) -> Tensor:
         # In float64 up to here: a sine of a large index in float32 would lose its phase.
-        code = model.encode_position(
+        code = model.decoder.encode_position(
             torch.from_numpy(coordinates), request.size[axis], request.index_map.cell[axis]
         )
         return model.position_term(axis, code.to(self.device, self._dtype))

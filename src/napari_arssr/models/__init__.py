@@ -13,7 +13,7 @@ from napari_arssr.models.checkpoint import (
     read_card,
     save,
 )
-from napari_arssr.models.growing import GROWING, can_grow, grow
+from napari_arssr.models.growing import GROWING, can_grow, grow, seen_by_copies
 from napari_arssr.models.orientation import ORIENTATIONS, Orientation, OrientedArSSR
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "read_baseline_card",
     "read_card",
     "save",
+    "seen_by_copies",
 ]
 
 

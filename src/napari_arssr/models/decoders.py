@@ -74,6 +74,11 @@ class PublishedDecoder(nn.Module):
         code: Tensor = absolute_position(coordinates, size).unsqueeze(-1)
         return code
 
+    @staticmethod
+    def mirrored(code: Tensor) -> Tensor:
+        """The same places' code where the axis runs the other way."""
+        return -code
+
     def position_term(self, _axis: int, code: Tensor) -> Tensor:
         """What :meth:`forward` takes of an axis: the code itself."""
         return code
@@ -165,6 +170,13 @@ class ResidualDecoder(nn.Module):
         ]
         clipped = min(max(cell, self.finest_cell), 1.0)
         return torch.stack([*code, torch.full_like(coordinates, clipped)], dim=-1)
+
+    @staticmethod
+    def mirrored(code: Tensor) -> Tensor:
+        """The same places' code where the axis runs the other way: sines change their sign."""
+        signs = torch.ones(code.shape[-1], dtype=code.dtype, device=code.device)
+        signs[1:-1:2] = -1
+        return code * signs
 
     def position_term(self, axis: int, code: Tensor) -> Tensor:
         """What :meth:`forward` takes of an axis: the first layer's share of the code."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from napari_arssr.models.arssr import ArSSR, ModelConfig
+from napari_arssr.models.decoders import PublishedDecoder, ResidualDecoder
 from napari_arssr.models.encoders import RDN, ResCNN, SRResNet
 from napari_arssr.models.lattice import Matrices
 
@@ -79,6 +80,11 @@ class OrientedArSSR(nn.Module):
         return self.model.encoder
 
     @property
+    def decoder(self) -> PublishedDecoder | ResidualDecoder:
+        """The network's decoder, as it is."""
+        return self.model.decoder
+
+    @property
     def halo(self) -> int:
         """Radius of the encoder's receptive field, in voxels."""
         return self.model.halo
@@ -95,15 +101,10 @@ class OrientedArSSR(nn.Module):
         z, y, x = (1 + axis for axis in self.orientation.back)
         return features.permute(0, z, y, x, 4)
 
-    def encode_position(self, coordinates: Tensor, size: int, cell: float) -> Tensor:
-        """Position code (m, q) of indices (m,) along an axis of ``size`` voxels."""
-        seen = size - 1 - coordinates if self.orientation.reverse else coordinates
-        code: Tensor = self.model.decoder.encode_position(seen, size, cell)
-        return code
-
     def position_term(self, axis: int, code: Tensor) -> Tensor:
-        """What decoding takes of a code along one of the volume's axes."""
-        term: Tensor = self.model.decoder.position_term(self.orientation.back[axis], code)
+        """What decoding takes of the decoder's code along one of the volume's axes."""
+        seen = self.decoder.mirrored(code) if self.orientation.reverse else code
+        term: Tensor = self.decoder.position_term(self.orientation.back[axis], seen)
         return term
 
     def decode_lattice(self, nodes: Tensor, weights: Matrices, positions: Matrices) -> Tensor:

@@ -341,12 +341,10 @@ def _ordered_as(split: Split, volumes: dict[str, list[dict[str, str]]]) -> Split
 
 
 def _check_same_run(record: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
-    ours, before = record["config"]["training"], theirs["config"]["training"]
-    changed = [
-        name
-        for name in TrainingConfig.__dataclass_fields__
-        if before.get(name) != ours[name] and name not in _MAY_CHANGE
-    ]
+    ours = record["config"]["training"]
+    # The state of an older version knows fewer settings.
+    before = TrainingConfig.from_dict(theirs["config"]["training"]).to_dict()
+    changed = [name for name in ours if before[name] != ours[name] and name not in _MAY_CHANGE]
     if record["config"]["start"] != theirs["config"]["start"]:
         changed.append("start")
     if changed:
