@@ -273,6 +273,9 @@ def test_options_without_use_are_refused_by_name(folder, capsys, monkeypatch):
     )
     assert "--weights has no use with --no-network" in text("--no-network", "--weights", "default")
     assert "--minutes has no use with --method default" in text("--minutes", "1")
+    metric = ("--no-register", "--metric", "correlation")
+    assert "--metric has no use with --no-register; leave it out" in text(*metric)
+    assert "--metric has no use with --no-register; leave it out" in text(*metric, "--epochs", "3")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +367,32 @@ def test_another_subject_is_told_of(folder, capsys):
     told = capsys.readouterr().err
     assert "coronal.nii.gz agrees poorly with axial.nii.gz" in told
     assert "correlation 0." in told
+
+
+def test_quiet_says_nothing_but_errors(folder, capsys):
+    io.write(folder / NAMES[1], stack(1, seed=3))
+    assert quick() == 0
+    assert "agrees poorly" in capsys.readouterr().err
+    assert quick("--quiet") == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "")
+
+
+def test_a_fit_goes_on_only_as_it_was_registered(folder, capsys):
+    words = ("--spacing", "1.6", "--method", "linear", "--field", "f.safetensors", "--quiet")
+    assert fit(*words) == 0
+    assert fit(*words, "--resume") == 0
+    assert fit(*words, "--resume", "--no-register") == 2
+    assert "begun with registration; give the same options" in capsys.readouterr().err
+
+
+def test_a_profile_that_reaches_beyond_the_volume_is_refused(folder, capsys):
+    words = ("--method", "srr", "--no-register", "--quiet", "--spacing", "1.6")
+    assert fit(*words, "--slice-profile", "gaussian:20") == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "gaussian:20 reaches" in text
+    assert not (folder / "out.nii.gz").exists()
 
 
 def test_a_spoilt_slice_is_named(folder, capsys):

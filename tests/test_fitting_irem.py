@@ -110,18 +110,36 @@ def test_a_hash_grid_interpolates_between_its_nodes():
 # --------------------------------------------------------------------------- irem as published
 
 
-def test_every_voxel_is_a_sample_where_its_stack_was():
+def test_every_voxel_in_the_volume_is_a_sample_where_its_stack_was():
     volumes = [stack(0), stack(1)]
     stacks = prepare(volumes, Normalizer())[0]
     motion = rigid((0.1, 0.2, -0.1, 3, 4, 5), CENTRE)
     given = Samples(GRID, stacks, [stacks[0].still, motion @ stacks[1].still])
-    assert len(given) == volumes[0].data.size + volumes[1].data.size
-    number = volumes[0].data.size + 3 * 32 * 32 + 5 * 32 + 6
+    source = stacks[1].volume.grid.moved(motion)
+    inside = GRID.holds(GRID.index(source.world(np.argwhere(np.ones(source.shape)))))
+    first = volumes[0].data.size
+    assert len(given) == first + inside.sum() < first + inside.size
+    number = first + inside[: 3 * 32 * 32 + 5 * 32 + 6].sum()
     index = given.index(torch.tensor([number]), given.motions)[0, 0]
     world = volumes[1].grid.world([5, 3, 6])
     moved = motion[:3, :3] @ world + motion[:3, 3]
     np.testing.assert_allclose(index.numpy(), GRID.index(moved), atol=1e-4)
     assert float(given.values[number]) == volumes[1].data[5, 3, 6]
+
+
+def test_voxels_that_a_reconstruction_does_not_count_train_no_network():
+    stacks = prepare(three(), Normalizer())[0]
+    motions = [s.still for s in stacks]
+    motions[0] = rigid((0, 0, 0, 0, 0, 6.4), CENTRE) @ motions[0]  # one slice up
+    motions[1] = rigid((0.1, 0.2, -0.1, 3, 4, 5), CENTRE) @ motions[1]
+    counted = Measurement(GRID, stacks, motions, SLAB).inside
+    given = Samples(GRID, stacks, motions, SLAB)
+    number = np.bincount(given.stack_of.numpy(), minlength=3)
+    np.testing.assert_array_equal(number, [part.sum() for part in counted])
+    assert set(given.slices[given.stack_of == 0].tolist()) == set(range(7))
+    away = [rigid((0, 0, 0, 500, 0, 0), CENTRE) @ s.still for s in stacks]
+    with pytest.raises(UsageError, match="No voxel of any stack lies in the 32 × 36 × 32 voxels"):
+        Samples(GRID, stacks, away)
 
 
 def test_positions_keep_the_shape_of_space():
@@ -277,6 +295,27 @@ def test_where_nothing_is_to_be_gained_the_network_is_nothing():
     )
     assert found.before < 3e-3
     assert found.after <= found.before
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(0.1, True), (1e-4, False)])
+def test_a_hash_grid_is_kept_where_it_predicts_better_by_more_than_chance(monkeypatch, gain, kept):
+    random = np.random.default_rng(0)
+    alone = torch.from_numpy(random.chisquare(1, 5000))
+    by_chance = torch.from_numpy(random.permutation(alone.numpy()))
+    told = (1 - gain) * (alone if kept else by_chance)
+
+    def errors(_fit, _moved, *, with_network=True):
+        return told if with_network else alone
+
+    monkeypatch.setattr("napari_arssr.fitting.implicit._HashGridFit.errors", errors)
+    given = samples(three(factor=8), SLAB)
+    found = fit_hash_grid(
+        given, truth().data * 0.8, np.ones(len(given.motions)), Course(epochs=1), config=SMALL
+    )
+    assert told.mean() < alone.mean()
+    assert bool(found.trained.network.last.weight.any()) is kept
+    assert np.allclose(found.motions, given.motions.numpy(), atol=1e-5) is not kept
+    assert (found.after < found.before) is kept
 
 
 def test_a_hash_grid_s_fit_refines_poses(monkeypatch):
@@ -453,6 +492,32 @@ def test_a_fit_of_other_stacks_or_settings_is_not_gone_on_with(fitted_state):
     with pytest.raises(UsageError, match="other settings"):
         fitting.fit(volumes, replace(settings, penalty="tikhonov"), resume=fitted_state)
     assert fitting.fit(volumes, settings, resume=fitted_state) is fitted_state
+
+
+def test_a_registered_fit_is_not_gone_on_with_as_one_that_is_not(fitted_state):
+    volumes = [stack(0), stack(1, gain=2.0), stack(2)]
+    settings = fitted_state.settings
+    with pytest.raises(UsageError, match="begun without registration"):
+        fitting.fit(volumes, replace(settings, register=True), resume=fitted_state)
+    registered = replace(fitted_state, settings=replace(settings, register=True))
+    with pytest.raises(UsageError, match="begun with registration"):
+        fitting.fit(volumes, settings, resume=registered)
+    # Without it what it would go by is no other setting.
+    idle = replace(settings, metric="mutual-information")
+    assert fitting.fit(volumes, idle, resume=fitted_state) is fitted_state
+
+
+def test_more_of_what_cannot_be_trained_on_is_refused(fitted_state):
+    volumes = [stack(0), stack(1, gain=2.0), stack(2)]
+    settings = fitting.Settings("irem", spacing=1.6, register=False, epochs=2, minutes=5.0)
+    done = replace(fitted_state, settings=settings)
+    with pytest.raises(UsageError, match=r"3 epochs more would change nothing.*leave --epochs out"):
+        fitting.fit(volumes, replace(settings, epochs=3), resume=done)
+    with pytest.raises(UsageError, match=r"0\.5 minutes more would change nothing"):
+        fitting.fit(volumes, replace(settings, minutes=0.5), resume=done)
+    # The same words sample it again, and so does leaving them out.
+    for same in (settings, replace(settings, epochs=None, minutes=0.0)):
+        assert fitting.fit(volumes, same, resume=done) is done
 
 
 def test_a_fit_stopped_between_stages_goes_on_from_there(tmp_path):

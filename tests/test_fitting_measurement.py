@@ -121,6 +121,68 @@ def test_a_constant_volume_is_seen_as_constant():
             np.testing.assert_allclose(seen, 1, atol=1e-4)
 
 
+def test_faint_ends_of_a_profile_may_reach_out_of_the_volume():
+    stacks = prepared()
+    for scanner, counted in (
+        (SLAB, range(8)),
+        (ScannerModel("gaussian"), range(1, 7)),
+        (ScannerModel("kspace"), range(2, 6)),  # by 4 slices to either side
+        (ScannerModel("slice-profile", 3), range(1, 7)),
+    ):
+        still = measured(stacks, scanner=scanner).inside[0].reshape(8, 36, 32)
+        assert [number for number in range(8) if still[number].any()] == list(counted)
+        turned_alike = [s.still for s in stacks]
+        turned_alike[0] = rigid((0, 0, 0.3, 0, 0, 0), CENTRE) @ turned_alike[0]
+        askew = measured(stacks, turned_alike, scanner).inside[0].reshape(8, 36, 32)
+        assert [number for number in range(8) if askew[number, 18, 16]] == list(counted)
+
+
+@pytest.mark.parametrize(
+    "scanner",
+    [ScannerModel("kspace", 3), ScannerModel("gaussian", 20), replace(SLAB, width=1e12)],
+)
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_profile_that_no_voxel_has_room_for_is_refused(scanner, moved):
+    stacks = prepared()
+    with pytest.raises(UsageError) as refusal:
+        measured(stacks, turned(stacks) if moved else None, scanner)
+    text = str(refusal.value)
+    assert f"The slice profile {scanner.text} reaches from every voxel" in text
+    assert "32 × 36 × 32 voxels of 1.6 × 1.6 × 1.6 mm" in text
+    assert "choose a narrower one" in text
+
+
+def test_a_profile_longer_than_the_volume_is_refused_before_its_points_are_looked_for(monkeypatch):
+    def work(*_arguments):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("napari_arssr.fitting.measurement._part_of", work)
+    with pytest.raises(UsageError, match="slice profile gaussian:50 reaches from every voxel"):
+        measured(prepared(), scanner=ScannerModel("gaussian", 50))
+
+
+def test_a_profile_is_seen_as_finely_as_the_volume_is_along_it():
+    """Voxels that are long across the first stack's slices, and short along the others'."""
+    stacks = prepared()
+    grid = GRID.scaled([1 / 4, 1, 1])
+    volume = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
+    still = [s.still for s in stacks]
+    seen = Measurement(grid, stacks, still, SLAB).forward(volume)
+    # Its slices are the volume's: they are seen as they are, not through a profile once more.
+    np.testing.assert_allclose(seen[0].reshape(grid.shape), volume, atol=1e-6)
+    means = volume.reshape(8, 9, 4, 32).mean(axis=2)
+    coronal = seen[1].reshape(9, 32, 32)[:, 1::4]  # near the middles of the long voxels
+    assert np.corrcoef(coronal.ravel(), means.transpose(1, 0, 2).ravel())[0, 1] > 0.95
+    # Where it was put counts, not where its file says that it is.
+    quarter = rigid((np.pi / 2, 0, 0, 0, 0, 0), CENTRE)
+    turned_back = Measurement(grid, [stacks[1]], [quarter @ still[1]], SLAB)
+    assert turned_back._profiles[0][0][0].tolist() == [0]
+    # One for all of a fit, so that what is left of the data can be compared.
+    (there,) = turned_back.moved(0, still[1]).forward(volume)
+    (centres,) = Measurement(grid, [stacks[1]], [still[1]], ScannerModel("cubic")).forward(volume)
+    np.testing.assert_array_equal(there, centres)
+
+
 def test_a_quadrature_has_the_profile_s_width():
     offsets, weights = quadrature(SLAB, 4)
     np.testing.assert_allclose(offsets, [-0.375, -0.125, 0.125, 0.375])

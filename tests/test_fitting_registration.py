@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -37,6 +39,66 @@ def test_registration_ends_alike_each_time(metric, monkeypatch):
     one, same, other = (register(*stacks, metric=metric, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def without(volume, axis, numbers):
+    """A stack some of whose slices hold nothing."""
+    data = np.moveaxis(volume.data.copy(), axis, 0)
+    data[list(numbers)] = 0
+    return replace(volume, data=np.moveaxis(data, 0, axis))
+
+
+@pytest.mark.parametrize("metric", ["correlation", "mutual-information"])
+@pytest.mark.parametrize(
+    ("of_reference", "of_moving"),
+    [((2, 5), ()), ((4,), (4,)), ((), (5, 6)), ((0, 7), (0, 8))],
+)
+def test_empty_slices_do_not_move_a_stack(metric, of_reference, of_moving):
+    reference = without(stack(0), 0, of_reference)
+    moving = without(stack(1, motion=MOVED, gain=1.7, noise=0.01), 1, of_moving)
+    assert left(register(reference, moving, metric=metric), MOVED) < 1.2
+
+
+@pytest.mark.parametrize(("of_reference", "of_moving"), [((3, 4), ()), ((), (4,))])
+def test_empty_slices_are_not_looked_at_whatever_they_are_filled_with(
+    of_reference, of_moving, monkeypatch
+):
+    monkeypatch.setattr("napari_arssr.fitting.registration.filled", lambda data, _empty: data)
+    reference = without(stack(0), 0, of_reference)
+    moving = without(stack(1, motion=MOVED, gain=1.7, noise=0.01), 1, of_moving)
+    assert left(register(reference, moving), MOVED) < 0.6
+
+
+@pytest.mark.parametrize("numbers", [(4,), (3, 4), (0, 1, 7), (1, 3, 5, 7)])
+def test_empty_slices_have_no_say_in_likeness_and_brightness(numbers):
+    other = stack(1, gain=2.5)
+    whole = compare(stack(0), other, np.eye(4))
+    for found in (
+        compare(without(stack(0), 0, numbers), other, np.eye(4)),
+        compare(stack(0), without(other, 1, numbers), np.eye(4)),
+    ):
+        assert found.gain == pytest.approx(whole.gain, rel=0.01)
+        assert found.correlation > whole.correlation - 0.03
+
+
+def in_a_wide_field(volume, floor):
+    """A stack in the middle of noise twice as wide, deep and high."""
+    margins = [(n // 2, n // 2) for n in volume.data.shape]
+    data = np.pad(volume.data, margins)
+    random = np.random.default_rng(0)
+    one, other = floor * random.standard_normal((2, *data.shape))
+    affine = volume.affine.copy()
+    affine[:3, 3] = volume.grid.world([-before for before, _ in margins])
+    return Volume(np.hypot(data + one, other).astype(np.float32), affine, name=volume.name)
+
+
+def test_the_background_of_a_small_subject_has_no_say_in_brightness():
+    reference, other = (
+        in_a_wide_field(stack(axis), floor) for axis, floor in ((0, 0.05), (1, 0.02))
+    )
+    found = compare(reference, replace(other, data=2 * other.data), np.eye(4))
+    assert found.gain == pytest.approx(0.5, rel=0.03)
+    assert found.correlation > 0.95
 
 
 def test_a_stack_that_is_in_place_stays_there():

@@ -201,6 +201,15 @@ def test_a_choice_surpasses_another_by_more_than_chance():
     assert not chance.surpasses(Choice(1.0, volume, worse))
 
 
+def test_a_profile_that_reaches_far_is_fitted_with_or_refused_and_never_nothing():
+    state = fitted(three(), "srr", scanner=ScannerModel("kspace"))
+    assert score(state) > 20
+    assert state.numbers["noise"] > 0
+    for method in ("srr", "default"):
+        with pytest.raises(UsageError, match=r"kspace:4 reaches .* choose a narrower one"):
+            fitted(three(), method, scanner=ScannerModel("kspace", 4), network_prior=False)
+
+
 def test_noise_calls_for_more_smoothing():
     weights = [
         fitted(three(noise=noise), "srr").numbers["prior_weight"] for noise in (0.0, 0.02, 0.08)

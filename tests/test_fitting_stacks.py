@@ -5,12 +5,22 @@ import pytest
 from fitting_case import CENTRE, GRID, STILL, stack, thick, three, truth
 
 from napari_arssr import fitting, io
+from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.alternation import coarser
+from napari_arssr.fitting.measurement import Measurement
 from napari_arssr.fitting.pipeline import output_grid
 from napari_arssr.fitting.poses import rigid
 from napari_arssr.fitting.registration import Agreement, register
-from napari_arssr.fitting.stacks import check, inside_of, prepare, read_stacks, within
+from napari_arssr.fitting.stacks import (
+    check,
+    empty_slices,
+    filled,
+    inside_of,
+    prepare,
+    read_stacks,
+    within,
+)
 from napari_arssr.fitting.state import StackRecord
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Box, Volume
@@ -92,11 +102,69 @@ def test_slices_come_first_and_keep_their_places():
 def test_an_empty_slice_between_others_is_left_out_and_said():
     volume = stack(0)
     data = volume.data.copy()
-    data[0] = 0
     data[4] = 0.3
     (prepared,), (warning,) = prepare([replace(volume, data=data)], Normalizer())
     assert "slice 4 of 8" in warning
     assert set(prepared.slice_of_row.tolist()) == {0, 1, 2, 3, 5, 6, 7}
+
+
+def test_empty_slices_at_the_ends_are_background_only_beside_background():
+    small = np.zeros((6, 10, 10), dtype=np.float32)
+    small[2:4, 3:7, 3:7] = 1 + np.arange(16).reshape(4, 4)
+    assert empty_slices(small) == []  # a head ends, and there is nothing beyond it
+    small[2:4, 1:9, 1:9] += 1
+    assert empty_slices(small) == [0, 1, 4, 5]  # no head ends at once
+    small[[0, 5]] = 0.5
+    assert empty_slices(small[:, :5, :5]) == [0, 1, 4, 5]
+    noise = np.random.default_rng(0).random((6, 10, 10))
+    noise[[0, 1, 4]] = 0
+    assert empty_slices(noise) == [0, 1, 4]  # background has noise
+    assert empty_slices(np.zeros((3, 4, 4))) == []
+
+
+def test_empty_slices_are_filled_from_those_beside_them():
+    data = np.repeat(np.array([0, 2, 0, 0, 8, 0], dtype=np.int16), 4).reshape(6, 2, 2)
+    np.testing.assert_allclose(filled(data, [0, 2, 3, 5])[:, 0, 0], [2, 2, 4, 6, 8, 8])
+    assert data[2].max() == 0
+    whole = np.ones((2, 2, 2), dtype=np.float32)
+    assert filled(whole, []) is whole
+
+
+@pytest.mark.parametrize("scanner", ["slice-profile:1", "slice-profile:1.5", "gaussian:1"])
+def test_slices_that_see_something_of_a_mask_have_a_part_in_the_volume(scanner):
+    inside = np.zeros(GRID.shape, dtype=np.uint8)
+    inside[14:18, 18:22, 14:18] = 1  # its faces lie in the middle of slices
+    mask = Volume(inside, GRID.affine, name="mask")
+    volumes = three()
+    settings = fitting.Settings("srr", scanner=ScannerModel.parse(scanner), register=False)
+    grid = output_grid(volumes, settings, mask)
+    half = {"slice-profile:1": 0.5, "slice-profile:1.5": 0.75, "gaussian:1": 0.9}[scanner]
+    for stack_ in prepare(volumes, Normalizer())[0]:
+        part = within(stack_, mask, np.eye(4))
+        inside_volume = Measurement(grid, [part], [part.still], settings.scanner).inside[0]
+        # Slices whose middle is so near that their profile holds some of the mask.
+        places = GRID.index(part.volume.grid.world(np.argwhere(part.volume.data < np.inf)))
+        axis = int(np.argmax(np.ptp(GRID.index(part.centres), axis=0)))
+        low, high = (18, 22) if axis == 1 else (14, 18)
+        far = np.maximum(low - 0.5 - places[:, axis], places[:, axis] - (high - 0.5))[part.rows]
+        touched = far < half * 4 - 0.5
+        assert len(set(part.slice_of_row[touched].tolist())) >= 2
+        assert inside_volume[touched].all()
+    mean = replace(settings, method="linear")
+    assert output_grid(volumes, mean, mask).shape == (10, 10, 10)
+
+
+def test_a_gain_does_not_change_with_a_voxel_below_zero():
+    settings = fitting.Settings("linear", register=False)
+    axial, coronal, sagittal = stack(0), stack(1, gain=2.0), stack(2, gain=0.5)
+    gains = [record.gain for record in fitting.fit([axial, coronal, sagittal], settings).stacks]
+    low = with_voxel(axial, -3)
+    state = fitting.fit([low, coronal, sagittal], settings)
+    assert state.normalizer.low == 0
+    assert [record.gain for record in state.stacks] == pytest.approx(gains, rel=2e-3)
+    # Of intensities that have no zero, as computed tomography's, the lowest is it.
+    signed = [changed(volume, data=volume.data * 2000 - 1000) for volume in three()]
+    assert fitting.fit(signed, settings).normalizer.low == signed[0].data.min()
 
 
 @pytest.mark.parametrize("method", ["linear", "bspline"])

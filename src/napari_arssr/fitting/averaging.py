@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.poses import FloatArray
-from napari_arssr.fitting.stacks import Stack
+from napari_arssr.fitting.stacks import Stack, filled
 from napari_arssr.request import covered, nearest_values
 from napari_arssr.volume import Grid, Volume
 from napari_arssr.watching import Advance, Stop, never, unheard
@@ -61,7 +61,7 @@ def mean_of_stacks(
         source = stack.volume.grid.moved(motion[0])
         index_map = grid.map_into(source)
         seen = affine_transform(
-            _filled(stack),
+            filled(stack.volume.data, stack.empty),
             index_map.matrix[:3, :3],
             index_map.matrix[:3, 3],
             output_shape=grid.shape,
@@ -78,14 +78,3 @@ def mean_of_stacks(
         advance((number + 1) / len(stacks))
     np.divide(total, count, out=total, where=count > 0)
     return total
-
-
-def _filled(stack: Stack) -> npt.NDArray[np.float32]:
-    """A stack with the nearest slices in place of empty ones, which would ring into them."""
-    data = stack.volume.data
-    if stack.empty:
-        data = data.copy()
-        full = np.setdiff1d(np.arange(len(data)), stack.empty)
-        for number in stack.empty:
-            data[number] = data[full[np.argmin(np.abs(full - number))]]
-    return data

@@ -235,16 +235,23 @@ def _settings(options: argparse.Namespace) -> Settings:
         if name in given and name in settings.without_use
     ]
     if idle:
-        beside = f"--method {method}"
-        if settings.preset == "paper":
-            beside = "--preset paper"
-        elif idle == ["--weights"] and settings.refines:
-            beside = "--no-network"
+        # What is to blame for the first, and whatever else it is to blame for.
+        beside = _beside(idle[0], settings)
+        idle = [option for option in idle if _beside(option, settings) == beside]
         raise UsageError(
             f"{_listed(idle)} {'has' if len(idle) == 1 else 'have'} no use with {beside}; leave "
             f"{'it' if len(idle) == 1 else 'them'} out, or choose otherwise there."
         )
     return settings
+
+
+def _beside(option: str, settings: Settings) -> str:
+    """The words that leave an option without use."""
+    if option == "--metric":
+        return "--no-register"
+    if option == "--weights" and settings.refines:
+        return "--no-network"
+    return "--preset paper" if settings.preset == "paper" else f"--method {settings.method}"
 
 
 def _listed(words: list[str]) -> str:
@@ -425,10 +432,10 @@ def _write(path: Path, volume: Volume, record: dict[str, Any]) -> None:
 
 
 def _say(state: State, grid: Grid, options: argparse.Namespace, seconds: float) -> None:
-    for warning in state.warnings:
-        warn(warning)
     if options.quiet:
         return
+    for warning in state.warnings:
+        warn(warning)
     for stack in state.stacks:
         if stack.suspects:
             numbers = ", ".join(map(str, stack.suspects))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.fitted import positions
-from napari_arssr.fitting.measurement import quadrature, refine
+from napari_arssr.fitting.measurement import (
+    nothing_counts,
+    profile_points,
+    refine,
+    rows_inside,
+)
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.models.hash_grid import HashGrid, HashGridConfig
@@ -112,14 +117,22 @@ class Course:
 class Samples:
     """Voxels of all stacks that count: where their files say they are, and what they hold.
 
+    Those that reach beyond the volume do not count, as in a
+    :class:`~napari_arssr.fitting.measurement.Measurement`.
+
     Parameters
     ----------
     grid : Grid
-        Positions are given in its terms.
+        Of the volume; positions are given in its terms.
     stacks : sequence of Stack
     motions : sequence of (slices, 4, 4) arrays
     scanner : ScannerModel, optional
         Slice profile; without one a voxel is its centre.
+
+    Raises
+    ------
+    UsageError
+        If no voxel lies in the volume.
     """
 
     def __init__(
@@ -131,18 +144,24 @@ class Samples:
     ) -> None:
         self.grid = grid
         places, offsets, weights, slices, stack_of = [], [], [], [], []
+        values: list[Array] = []
         first = 0
-        self.values = torch.from_numpy(np.concatenate([s.values for s in stacks]))
-        for number, stack in enumerate(stacks):
+        for number, (whole, motion) in enumerate(zip(stacks, motions, strict=True)):
+            points, weight = profile_points(grid, whole, motion, scanner)
+            inside = rows_inside(grid, whole, motion, (points, weight))
+            stack = replace(whole, rows=whole.rows[inside])
             source = stack.volume.grid
+            values.append(stack.values)
             index = np.stack(np.unravel_index(stack.rows, source.shape), axis=-1)
             places.append(source.world(index).astype(np.float32))
             slices.append(stack.slice_of_row + first)
             stack_of.append(np.full(len(stack.rows), number))
             first += stack.slices
-            points, weight = _profile(grid, stack, scanner)
             offsets.append(points @ source.index_affine[:3, :3].T)
             weights.append(weight)
+        self.values = torch.from_numpy(np.concatenate(values))
+        if not len(self.values):
+            raise nothing_counts(grid, scanner)
         most = max(map(len, weights))
         # All stacks with as many points: what is missing counts 0.
         self.offsets = torch.from_numpy(_padded(offsets, most))
@@ -186,18 +205,6 @@ class Samples:
         step = positions(self.grid, np.ones(3)) - zero
         as_tensor = index.new_tensor
         return index * as_tensor(step.tolist()) + as_tensor(zero.tolist())
-
-
-def _profile(
-    grid: Grid, stack: Stack, scanner: ScannerModel | None
-) -> tuple[FloatArray, FloatArray]:
-    """Points (k, 3) in voxels of the stack, and their weights."""
-    if scanner is None:
-        return np.zeros((1, 3)), np.ones(1)
-    finest = min(grid.spacing)
-    parts = [quadrature(scanner, step / finest) for step in stack.volume.spacing]
-    points = np.stack(np.meshgrid(*(p[0] for p in parts), indexing="ij"), -1).reshape(-1, 3)
-    return points, np.einsum("i,j,k->ijk", *(p[1] for p in parts)).ravel()
 
 
 def _padded(arrays: Sequence[FloatArray], length: int) -> Array:
@@ -364,8 +371,8 @@ class Correction:
     Parameters
     ----------
     trained : Trained
-        The network that predicts the voxels held back best; where none predicts better than the
-        reconstruction alone, one that is 0 everywhere.
+        The network that predicts the voxels held back best; where none predicts them better than
+        the reconstruction alone, by more than a standard error, one that is 0 everywhere.
     motions : (slices of all stacks, 4, 4) array
     weights : (slices of all stacks,) array
         Beliefs from the slices' own noise, 0 to 1.
@@ -440,9 +447,11 @@ class _HashGridFit:
         self.length = _Length(
             len(self.used), max(1, len(self.used) // _GRID_BATCH), course.epochs or _GRID_EPOCHS
         )
-        self.before = self.error(samples.motions, with_network=False)
+        alone = self.errors(samples.motions, with_network=False)
+        self.before = _root_mean(alone)
         self.typical = max(self.before, 1e-3) ** 2
-        self.best = self.before, _copied(self.network), torch.zeros_like(self.moves)
+        self.alone = _Candidate(alone, _copied(self.network), torch.zeros_like(self.moves))
+        self.best = self.alone
         groups: list[dict[str, Any]] = [
             {"params": self.network.parameters(), "base": _GRID_RATE},
             {"params": [self.noise], "base": 1e-2},
@@ -454,14 +463,14 @@ class _HashGridFit:
         trained = Trained(self.network)
         _run(trained, self.course, self.length, self.step)
         self.check()
-        after, tensors, moves = self.best
-        self.network.load_state_dict(tensors)
+        best = self.best if self.best.surpasses(self.alone) else self.alone
+        self.network.load_state_dict(best.tensors)
         self.network.eval()
-        motions = _moved(moves, self.samples).cpu().numpy().astype(np.float64)
+        motions = _moved(best.moves, self.samples).cpu().numpy().astype(np.float64)
         spread = torch.exp(self.noise.detach() / 2).cpu().numpy().astype(np.float64)
         old = self.believed.cpu().numpy().astype(np.float64)
         weights = old / (1 + (spread / _HALF) ** 4)
-        return Correction(trained, motions, weights, self.before, after)
+        return Correction(trained, motions, weights, self.before, _root_mean(best.errors))
 
     def step(self, number: int, picked: Tensor) -> float:
         share = min(number / self.length.steps, 1.0)
@@ -484,10 +493,11 @@ class _HashGridFit:
         return float(loss.detach())
 
     def check(self) -> None:
-        now = self.error(_moved(self.moves.detach(), self.samples))
+        errors = self.errors(_moved(self.moves.detach(), self.samples))
+        now = _root_mean(errors)
         self.course.measured(now)
-        if now < self.best[0]:
-            self.best = now, _copied(self.network), self.moves.detach().clone()
+        if now < _root_mean(self.best.errors):
+            self.best = _Candidate(errors, _copied(self.network), self.moves.detach().clone())
 
     def residual(self, chosen: Tensor, moved: Tensor, *, with_network: bool = True) -> Tensor:
         samples = self.samples
@@ -501,15 +511,37 @@ class _HashGridFit:
         return samples.values[chosen] - seen
 
     @torch.no_grad()
-    def error(self, moved: Tensor, *, with_network: bool = True) -> float:
-        """Root mean square of the voxels held back."""
-        total = weight = 0.0
-        for part in self.held.split(_GRID_BATCH):
-            belief = self.believed[self.samples.slices[part]]
-            left = self.residual(part, moved, with_network=with_network)
-            total += float((belief * left**2).sum())
-            weight += float(belief.sum())
-        return (total / max(weight, 1e-12)) ** 0.5
+    def errors(self, moved: Tensor, *, with_network: bool = True) -> Tensor:
+        """Square error of each voxel held back, by how far its slice is believed.
+
+        Beliefs are divided by their mean.
+        """
+        if not len(self.held):
+            return torch.zeros(1)
+        belief = self.believed[self.samples.slices[self.held]].cpu().double()
+        left = [
+            self.residual(part, moved, with_network=with_network)
+            for part in self.held.split(_GRID_BATCH)
+        ]
+        return torch.cat(left).cpu().double() ** 2 * belief / belief.mean().clamp(min=1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A network on its way, and how far it is from the voxels held back."""
+
+    errors: Tensor  # squares
+    tensors: dict[str, Tensor]
+    moves: Tensor
+
+    def surpasses(self, other: _Candidate) -> bool:
+        """Whether it predicts better, by more than a standard error of the difference."""
+        gain = other.errors - self.errors
+        return float(gain.mean()) > float(gain.std(correction=0)) / len(gain) ** 0.5
+
+
+def _root_mean(squares: Tensor) -> float:
+    return float(squares.mean()) ** 0.5
 
 
 def _copied(network: nn.Module) -> dict[str, Tensor]:

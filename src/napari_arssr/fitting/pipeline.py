@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from napari_arssr.errors import UsageError
 from napari_arssr.fitting.alignment import align, seen_from
 from napari_arssr.fitting.alternation import Poses, find_poses
 from napari_arssr.fitting.averaging import mean_of_stacks
-from napari_arssr.fitting.measurement import Measurement, Values
+from napari_arssr.fitting.measurement import Measurement, Values, quadrature
 from napari_arssr.fitting.poses import FloatArray
 from napari_arssr.fitting.refinement import row_weights
 from napari_arssr.fitting.selection import TRIAL_SIDE, Choice, Trial, choose_weight, trial_box
@@ -46,6 +47,11 @@ Array = npt.NDArray[np.float32]
 # the part that weights are tried on. Measured on the phantom, 64 × 72 × 64 voxels: 15 for a mean,
 # 27 for stacks along the axes, 94 with two of three askew.
 _MEAN, _SOLVER, _LATTICE, _MATRIX = 16, 20, 20, 16
+# Intensities that begin no farther below zero, as a share of the brightest, begin about zero. A
+# voxel is an outlier that is so far below it, and so many times as far as those they begin with.
+_ABOUT_ZERO, _OUTLYING, _TIMES = 0.25, 0.1, 3
+# Voxels around a mask, at least; and how much of a slice profile may lie in its tails.
+_MARGIN, _TAILS = 3, 0.01
 _KEEP_EVERY = 60.0
 _ENDLESS = 10**6  # epochs
 # A network's picture has at most so many voxels along each axis, and pictures take at most such
@@ -270,9 +276,15 @@ def _gone_on(volumes: Sequence[Volume], settings: Settings, resume: State) -> li
 
 
 def _normalizer(fixed: Volume) -> Normalizer:
-    """Zero stays zero where intensities begin there, so that stacks differ by a factor."""
+    """Zero stays zero where intensities begin there, so that stacks differ by a factor.
+
+    They begin there too where but a few are below it, as ringing leaves them.
+    """
     fitted = Normalizer.fit(fixed.data)
     low = min(0.0, float(fixed.data.min()))
+    outlier = low < min(_TIMES * fitted.low, -_OUTLYING * fitted.high)
+    if outlier and fitted.low > -_ABOUT_ZERO * fitted.high:
+        low = 0.0
     return Normalizer(low, fitted.high if fitted.high > low else float(fixed.data.max()))
 
 
@@ -298,7 +310,32 @@ def output_grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | No
             f"{mask.name}: this mask lies beside {volumes[settings.reference].name}, which is the "
             "reference."
         )
-    return grid.crop(box.grown(3, grid.shape))
+    reach = max((_reach(volume, grid, settings) for volume in volumes), default=0.0)
+    for axis, step in enumerate(grid.spacing):
+        margin = max(_MARGIN, math.ceil(reach / step - 1e-6))
+        wide = box.grown(margin, grid.shape)
+        box = box.with_range(axis, wide.start[axis], wide.stop[axis])
+    return grid.crop(box)
+
+
+def _reach(volume: Volume, grid: Grid, settings: Settings) -> float:
+    """How far beyond a mask, in millimetres, slices of a stack see that see something of it.
+
+    One that sees beyond the volume has no part in it, and those at the mask's edge are to have
+    theirs. In every direction, for a stack may be turned. Slices that are farther from a mask
+    than they are thick do not count, see :func:`~napari_arssr.fitting.stacks.within`.
+    """
+    if "scanner" in settings.without_use:
+        return 0.0
+    thick = max(volume.spacing)
+    # A profile that is longer than all of the grid has no place in it.
+    width = min(settings.scanner.width, float(np.linalg.norm(grid.extent)) / thick)
+    offsets, weights = quadrature(replace(settings.scanner, width=width), thick / min(grid.spacing))
+    sizes = np.abs(weights)
+    # Half of its length, but for tails that hold hardly anything.
+    tails = np.array([sizes[np.abs(offsets) >= far].sum() for far in np.abs(offsets)])
+    half = float(np.abs(offsets)[tails > _TAILS * sizes.sum()].max())
+    return thick * (half + min(half, 1.0))
 
 
 def _mask_on(grid: Grid, mask: Volume) -> npt.NDArray[np.bool_]:
@@ -320,10 +357,15 @@ def _check_same(
             f"The fit to go on with is one of other stacks ({', '.join(names_of(state.stacks))}); "
             "give the same files in the same order, or begin a new one."
         )
-    free = ["epochs", "minutes", "device", "register", *["spacing"] * state.behind("done")]
+    free = {"epochs", "minutes", "device"}
+    if state.behind("done"):
+        free.add("spacing")
     old, new = state.settings.to_dict(), settings.to_dict()
+    if old["register"] != new["register"]:
+        raise _other_fit("with registration" if old["register"] else "without registration")
     if any(old[name] != new[name] for name in old if name not in free):
         raise _other_fit("with other settings")
+    _check_more(state, settings)
     if not np.allclose(state.starts, starts, atol=1e-6):
         raise _other_fit("with other transforms to start from")
     if state.mask is None:
@@ -331,6 +373,22 @@ def _check_same(
             raise _other_fit("without a mask")
     elif mask is None or not np.array_equal(_mask_on(state.grid, mask), state.mask):
         raise _other_fit("with a mask" + ("" if mask is None else ", and this is not the same"))
+
+
+def _check_more(state: State, settings: Settings) -> None:
+    """Refuse to train a hash grid on: it can only begin anew, and its pose steps with it."""
+    if settings.method != "irem" or settings.preset == "paper" or not state.behind("done"):
+        return
+    for name, given, old in (
+        ("epochs", settings.epochs, state.settings.epochs),
+        ("minutes", settings.minutes or None, state.settings.minutes or None),
+    ):
+        if given not in (None, old):
+            raise UsageError(
+                f"The fit to go on with is done, and {given:g} {name} more would change nothing: "
+                f"only one of --preset paper is trained on; leave --{name} out, or begin a new fit "
+                "with it."
+            )
 
 
 def _other_fit(begun: str) -> UsageError:

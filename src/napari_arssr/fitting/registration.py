@@ -3,13 +3,17 @@
 Thick slices of two orientations are blurred along different axes, and a measure of likeness is
 best where both look alike: so each is blurred along the other's slices too before they are
 compared. What is left after that is for :mod:`napari_arssr.fitting.refinement`.
+
+Slices in which nothing was measured (:func:`napari_arssr.fitting.stacks.empty_slices`) are filled
+from their neighbours, so that they look like no edge when images are smoothed, and neither they nor
+what is interpolated between them and others is compared.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +23,7 @@ import numpy.typing as npt
 from napari_arssr.choices import SIMILARITIES, Similarity
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.poses import FloatArray
-from napari_arssr.fitting.stacks import inside_of
+from napari_arssr.fitting.stacks import empty_slices, filled, inside_of
 from napari_arssr.interpolation import apply_separable
 from napari_arssr.request import covered
 from napari_arssr.volume import RAS_TO_LPS, Grid, Volume
@@ -38,6 +42,9 @@ __all__ = [
 
 _VOXELS = 6_000_000  # of the volumes that are compared; more are no better for six numbers
 _SAMPLES = 60_000
+_DARK = 0.2  # of what tissue shows; what is darker is background
+# Subjects that are smaller, as a share of all voxels, are not told from single bright voxels.
+_SMALLEST = 0.005
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,9 @@ def register(
     if overlap(reference.grid, moving.grid.moved(start)) == 0:
         raise _apart(reference, moving)
     grid = _common_grid(reference)
-    fixed_data = _blurred(_resampled(reference, grid, np.eye(4)), grid, moving.grid.moved(start))
-    moved_data = _blurred(_resampled(moving, grid, start), grid, reference.grid)
+    one, other = _Slices.of(reference), _Slices.of(moving)
+    fixed_data = _blurred(_resampled(one.filled, grid, np.eye(4)), grid, moving.grid.moved(start))
+    moved_data = _blurred(_resampled(other.filled, grid, start), grid, reference.grid)
     fixed, moved = _image(fixed_data, grid), _image(moved_data, grid)
     transform = sitk.Euler3DTransform()
     transform.SetCenter(_centre(fixed_data, grid))
@@ -113,9 +121,9 @@ def register(
         # Several add to its histograms in any order, and then no two runs end alike.
         method.SetNumberOfWorkUnits(1)
     # Every voxel the moved stack does not cover was filled with nothing, and is not looked at.
-    known = covered(grid, moving.grid.moved(start))
+    known = _clear(covered(grid, moving.grid.moved(start)), other.measured_on(grid, start))
     method.SetMetricMovingMask(_image(known.astype(np.uint8), grid))
-    seen = covered(grid, reference.grid)
+    seen = _clear(covered(grid, reference.grid), one.measured_on(grid, np.eye(4)))
     if mask is not None:
         seen &= _inside(mask, grid)
     method.SetMetricFixedMask(_image(seen.astype(np.uint8), grid))
@@ -179,17 +187,19 @@ def compare(
     thick = max(*reference.spacing, *moving.spacing)
     grid = reference.grid.with_spacing(thick)
     fine = grid.with_shape([n * max(1, round(thick / min(reference.spacing))) for n in grid.shape])
+    means = [_block_mean(n, m) for n, m in zip(grid.shape, fine.shape, strict=True)]
+    seen = covered(grid, moving.grid.moved(motion))
     values = []
     for volume, place in ((reference, np.eye(4)), (moving, motion)):
-        data = _resampled(volume, fine, place)
-        means = [_block_mean(n, m) for n, m in zip(grid.shape, fine.shape, strict=True)]
-        values.append(apply_separable(means, data))
-    seen = covered(grid, moving.grid.moved(motion))
+        slices = _Slices.of(volume)
+        values.append(apply_separable(means, _resampled(slices.filled, fine, place)))
+        measured = slices.measured_on(fine, place)
+        seen = _clear(seen, None if measured is None else apply_separable(means, measured))
     if mask is not None:
         seen &= _inside(mask, grid)
     one, other = values[0][seen], values[1][seen]
     # Background is alike in all scans: only what both show says something.
-    shown = (one > 0.2 * _typical(one)) & (other > 0.2 * _typical(other))
+    shown = (one > _darkest(one)) & (other > _darkest(other))
     one, other = one[shown], other[shown]
     if len(one) < 8 or one.std() == 0 or other.std() == 0:
         return Agreement(0.0, 1.0, share)
@@ -318,6 +328,45 @@ def _blurred(data: npt.NDArray[np.float32], grid: Grid, other: Grid) -> npt.NDAr
     return np.asarray(convolve1d(data, share / share.sum(), axis=axis, mode="nearest"))
 
 
+@dataclass(frozen=True, eq=False)
+class _Slices:
+    """A volume with its empty slices filled, and which slices those were."""
+
+    filled: Volume
+    empty: list[int]
+
+    @classmethod
+    def of(cls, volume: Volume) -> _Slices:
+        slices = np.moveaxis(volume.data, volume.grid.slice_axis, 0)
+        empty = empty_slices(slices)
+        data = np.moveaxis(filled(slices, empty), 0, volume.grid.slice_axis)
+        return cls(replace(volume, data=data) if empty else volume, empty)
+
+    def measured_on(self, grid: Grid, motion: FloatArray) -> npt.NDArray[np.float32] | None:
+        """How much of what is interpolated on a grid was measured, 0 to 1; None if all was."""
+        if not self.empty:
+            return None
+        shape, axis = self.filled.grid.shape, self.filled.grid.slice_axis
+        slices = np.moveaxis(np.ones(shape, dtype=np.float32), axis, 0)
+        slices[self.empty] = 0
+        measured = replace(self.filled, data=np.moveaxis(slices, 0, axis))
+        return _resampled(measured, grid, motion)
+
+
+def _clear(
+    seen: npt.NDArray[np.bool_], measured: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.bool_]:
+    """Voxels that are seen, away from empty slices.
+
+    Where so many are empty that a quarter of the voxels left lie beside one, those beside one
+    count: registration loses its way among a few thin slabs.
+    """
+    if measured is None:
+        return seen
+    mostly, wholly = seen & (measured > 0.5), seen & (measured > 0.999)
+    return wholly if np.count_nonzero(wholly) > 0.75 * np.count_nonzero(mostly) else mostly
+
+
 def _inside(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
     filled = Volume(inside_of(mask).astype(np.float32), mask.affine)
     return np.asarray((_resampled(filled, grid, np.eye(4)) > 0) & covered(grid, mask.grid))
@@ -328,9 +377,22 @@ def _block_mean(low: int, high: int) -> npt.NDArray[np.float32]:
     return np.kron(np.eye(low), np.full((1, size), 1 / size)).astype(np.float32)
 
 
-def _typical(values: npt.NDArray[np.float32]) -> float:
-    """The brighter half's middle: tissue, where half of a scan is background."""
-    return float(np.percentile(values, 75)) if values.size else 0.0
+def _darkest(values: npt.NDArray[np.float32]) -> float:
+    """Above which intensity voxels show something, by that of tissue.
+
+    Tissue is the brighter half's middle, where half of a scan is background. Where that is
+    background too, for the subject is small, tissue is what stands out of it.
+    """
+    if not values.size:
+        return 0.0
+    low, high = np.percentile(values, [25, 75])
+    floor = float(high + 3 * (high - low))
+    bright = values[values > floor]
+    if bright.size > _SMALLEST * values.size:
+        tissue = float(np.median(bright))
+        if high < _DARK * tissue:
+            return max(_DARK * tissue, floor)
+    return _DARK * float(high)
 
 
 def _apart(reference: Volume, moving: Volume) -> UsageError:

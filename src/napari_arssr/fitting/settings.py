@@ -40,7 +40,7 @@ class Settings:
     register : bool
         Whether stacks are registered; else their files say where they lie.
     metric : {"correlation", "mutual-information"}
-        What registration makes the most of.
+        What registration makes the most of; as usual where there is none.
     motion : {"none", "stacks", "slices"}
         What moves during the fit of ``default`` and ``irem``: nothing, each stack as a whole, or
         each slice.
@@ -95,6 +95,9 @@ class Settings:
             raise UsageError(
                 f"The preset 'paper' is of the method irem, not of {self.method}; leave one out."
             )
+        if not self.register:
+            # So that fits that are alike have settings that are.
+            object.__setattr__(self, "metric", "correlation")
         if self.spacing is not None:
             sides = as_triple(self.spacing, "spacing")
             if min(sides) <= 0:
@@ -121,8 +124,10 @@ class Settings:
 
     @property
     def without_use(self) -> frozenset[str]:
-        """Names of the settings that this method and preset do not look at."""
+        """Names of the settings that the others leave nothing to say."""
         names: set[str] = set()
+        if not self.register:
+            names.add("metric")
         if not self.refines:
             names |= {"motion", "network_prior"}
         if not self.asks_network:

@@ -7,9 +7,10 @@ always run along the first array axis; the affine says where they lie.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ __all__ = [
     "check",
     "check_form",
     "check_forms",
+    "empty_slices",
+    "filled",
     "inside_of",
     "is_thick",
     "prepare",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 _THICK = 1.2  # voxels that are longer than this times their width make a stack of slices
+# Beyond the last slice that shows something there is background where most of that slice is it.
+_BACKGROUND = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +68,8 @@ class Stack:
 
     @cached_property
     def empty(self) -> list[int]:
-        """Slices of one value between others: nothing was measured there."""
-        return list(_empty_slices(self.volume.data))
+        """Slices in which nothing was measured, see :func:`empty_slices`."""
+        return empty_slices(self.volume.data)
 
     @property
     def values(self) -> npt.NDArray[np.float32]:
@@ -284,14 +289,62 @@ def within(stack: Stack, mask: Volume, motion: npt.NDArray[np.float64]) -> Stack
     return replace(stack, rows=rows)
 
 
-def _empty_slices(data: npt.NDArray[np.float32]) -> Iterator[int]:
-    """Slices of one value between others; at the ends they are background like any other."""
+def empty_slices(data: npt.NDArray[Any]) -> list[int]:
+    """Slices of one value, in which nothing was measured.
+
+    Those between others are. At the ends of a stack such slices may be background like any other:
+    they are if most of the nearest slice that shows something is of their value too. Else the
+    anatomy would end at once, or the background there would be without its noise.
+
+    Parameters
+    ----------
+    data : (slices, rows, columns) array
+
+    Returns
+    -------
+    list of int
+        Their numbers, ascending; none if no slice shows anything.
+    """
     flat = data.reshape(len(data), -1)
     constant = flat.min(axis=1) == flat.max(axis=1)
     full = np.flatnonzero(~constant)
-    for number in np.flatnonzero(constant):
-        if full.size and full[0] < number < full[-1]:
-            yield int(number)
+    if not full.size:
+        return []
+    first, last = full[0], full[-1]
+
+    def is_background(number: int) -> bool:
+        if first < number < last:
+            return False
+        beside = flat[first if number < first else last]
+        return bool(np.mean(beside == flat[number, 0]) > _BACKGROUND)
+
+    return [number for number in np.flatnonzero(constant).tolist() if not is_background(number)]
+
+
+def filled(data: npt.NDArray[Any], empty: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Slices with what their neighbours show in place of empty ones, which would ring into them.
+
+    Parameters
+    ----------
+    data : (slices, rows, columns) array
+    empty : sequence of int
+        Numbers of the empty slices, see :func:`empty_slices`.
+
+    Returns
+    -------
+    (slices, rows, columns) float32 array
+        Between the nearest slices on either side, for the nearest alone would move the anatomy
+        by half a slice; at the ends, the nearest.
+    """
+    result = data.astype(np.float32, copy=bool(empty))
+    if empty:
+        full = np.setdiff1d(np.arange(len(data)), empty)
+        place = np.interp(empty, full, np.arange(len(full)))
+        low = place.astype(np.int64)
+        high = np.minimum(low + 1, len(full) - 1)
+        share = (place - low).astype(np.float32)[:, None, None]
+        result[list(empty)] = (1 - share) * result[full[low]] + share * result[full[high]]
+    return result
 
 
 def _near(mask: Volume, grid: Grid) -> npt.NDArray[np.bool_]:
