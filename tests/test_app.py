@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import napari
 import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from napari.components import ViewerModel
 from PIL import Image
 from pytestqt.qtbot import QtBot
 
@@ -20,6 +22,8 @@ from napari_arssr import _app, cli
 from napari_arssr._layers import volume_of
 from napari_arssr._widget import UpsampleWidget
 from napari_arssr.errors import ArssrError
+
+_OME_SIZES = ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ")
 
 
 @pytest.fixture
@@ -82,6 +86,33 @@ def test_a_stack_opens_with_its_voxel_sizes_and_a_picture_as_napari_opens_it(
     assert [message for message in told if "Inconsistent units" not in message] == []
 
 
+@pytest.mark.parametrize(
+    ("options", "unit", "spacing"),
+    [
+        ({}, "pixel", (1, 1, 1)),
+        ({"imagej": True, "metadata": {"axes": "ZYX", "spacing": 3.0}}, "pixel", (3, 1, 1)),
+        ({"imagej": True, "metadata": {"axes": "ZYX", "unit": "mm"}}, "millimeter", (1, 1, 1)),
+        ({"resolution": (10, 10), "resolutionunit": "CENTIMETER"}, "millimeter", (1, 1, 1)),
+        ({"ome": True, "metadata": {"axes": "ZYX"}}, "pixel", (1, 1, 1)),
+        (
+            {"ome": True, "metadata": {"axes": "ZYX"} | dict.fromkeys(_OME_SIZES, 2.0)},
+            "micrometer",
+            (2e-3,) * 3,
+        ),
+    ],
+)
+def test_a_stack_that_says_nothing_of_sizes_counts_pixels(
+    options: dict[str, Any], unit: str, spacing: tuple[float, ...], tmp_path: Path
+) -> None:
+    stack = tmp_path / "cells.tif"
+    tifffile.imwrite(stack, np.zeros((4, 5, 6), np.uint8), photometric="minisblack", **options)
+    viewer = ViewerModel()
+    _app.open_file(viewer, stack)
+    (layer,) = viewer.layers
+    assert [str(one) for one in layer.units] == [unit] * 3
+    np.testing.assert_allclose(volume_of(layer).spacing, spacing)
+
+
 def test_without_a_display_it_says_so_in_one_line() -> None:
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -99,6 +130,34 @@ def test_without_a_display_it_says_so_in_one_line() -> None:
     assert "napari-arssr upsample --help" in ran.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a system with a display of its own")
+@pytest.mark.parametrize("variable", ["DISPLAY", "WAYLAND_DISPLAY"])
+def test_a_display_that_is_gone_is_told_in_one_line(variable: str, tmp_path: Path) -> None:
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    gone = ":4711" if variable == "DISPLAY" else "wayland-4711"
+    ran = subprocess.run(
+        [sys.executable, "-m", "napari_arssr"],
+        capture_output=True,
+        text=True,
+        env=environment | {variable: gone, "XDG_RUNTIME_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert f"display {gone} does not answer" in ran.stderr
+    assert f"correct the variable {variable}, or use the command line" in ran.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a system with a display of its own")
+def test_a_display_that_answers_is_one(tmp_path: Path) -> None:
+    _app.check_display({"DISPLAY": os.environ["DISPLAY"], "WAYLAND_DISPLAY": "gone"}, "linux")
+    (tmp_path / "wayland-0").touch()
+    there = {"WAYLAND_DISPLAY": "wayland-0", "XDG_RUNTIME_DIR": str(tmp_path)}
+    _app.check_display(there | {"DISPLAY": ":4711"}, "linux")
+    _app.check_display({"QT_QPA_PLATFORM": "offscreen"}, "linux")
+
+
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_other_systems_have_a_display_of_their_own(platform: str) -> None:
     _app.check_display({}, platform)
@@ -112,8 +171,36 @@ def test_a_program_without_a_console_has_somewhere_to_write(
     for name in ("stdout", "stderr"):  # as Windows starts it from a menu
         monkeypatch.setattr(sys, name, None)
     monkeypatch.setattr(sys, "argv", ["napari-arssr-app", "there is no such file.nii"])
+    boxes: list[str] = []
+    monkeypatch.setattr(_app, "tell_in_a_box", boxes.append)
     status = _app.main()
     assert (status, sys.stdout is None, sys.stderr is None) == (1, False, False)
+    # Nobody sees what is written there: what went wrong is in a box.
+    (said,) = boxes
+    assert "there is no such file.nii: there is no such file" in said
+
+
+def test_a_bug_without_a_console_is_told_in_a_box_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_words: list[str]) -> int:
+        print("x" * 100_000, file=sys.stderr)
+        raise RuntimeError("quite unexpected")
+
+    boxes: list[str] = []
+    monkeypatch.setattr(cli, "main", fail)
+    monkeypatch.setattr(_app, "tell_in_a_box", boxes.append)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert _app.main() == 1
+    assert boxes[0].rstrip().endswith("RuntimeError: quite unexpected")
+    assert len(boxes[0]) <= 2000
+
+
+def test_where_nothing_goes_wrong_no_box_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes: list[str] = []
+    monkeypatch.setattr(cli, "main", lambda _words: print("a warning", file=sys.stderr) or 0)
+    monkeypatch.setattr(_app, "tell_in_a_box", boxes.append)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert _app.main() == 0
+    assert boxes == []
 
 
 def test_without_qt_it_says_what_to_install() -> None:
@@ -129,7 +216,7 @@ sys.exit(cli.main(["app"]))
         capture_output=True,
         text=True,
         env={name: value for name, value in os.environ.items() if name != "QT_API"}
-        | {"DISPLAY": ":0"},
+        | {"QT_QPA_PLATFORM": "offscreen"},
         check=False,
     )
     assert ran.returncode == 1

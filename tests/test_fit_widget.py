@@ -586,6 +586,45 @@ def test_a_fit_is_sampled_again_saved_and_looked_at_live(three: Window, tmp_path
     assert threading.active_count() <= calls + 1
 
 
+def test_of_several_fits_the_one_whose_result_is_selected_is_meant(
+    three: Window, tmp_path: Path
+) -> None:
+    widget, viewer = three.widget, three.viewer
+    three.run()
+    first = viewer.layers[-1]
+    assert not widget.which.text()
+    widget.voxel_size.side.value = 3.0
+    three.run()
+    second = viewer.layers[-1]
+    assert "3 mm" in widget.which.text()
+
+    def kept(name: str) -> Grid:
+        widget.save_fit(tmp_path / name)
+        three.until(lambda: three.said.endswith(f"{name}.safetensors"))
+        return fitting.load(tmp_path / f"{name}.safetensors").grid
+
+    assert kept("newest") == volume_of(second).grid
+    viewer.layers.selection.active = first
+    assert "1.5 mm" in widget.which.text()
+    assert kept("first") == volume_of(first).grid
+    widget.voxel_size.side.value = 0.75
+    three.click(widget.again)
+    three.end()
+    assert volume_of(viewer.layers[-1]).grid == FINE.with_spacing(0.75)
+    assert "1.5 mm" in widget.which.text()  # of which this is a sample
+    viewer.layers.selection.active = viewer.layers["axial"]
+    assert kept("again") == volume_of(second).grid
+    # A fit goes with the last of its results; the newest with its stacks, too.
+    viewer.layers.remove(first)
+    assert len(widget._fits) == 2
+    viewer.layers.pop()
+    assert len(widget._fits) == 1
+    assert not widget.which.text()
+    viewer.layers.remove(second)
+    assert kept("last") == FINE.with_spacing(3)
+    assert three.told == []
+
+
 def test_a_fit_is_not_saved_over_another_whose_name_was_not_given_whole(
     three: Window, tmp_path: Path
 ) -> None:

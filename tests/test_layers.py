@@ -166,6 +166,43 @@ def test_a_plane_lies_in_a_volume_of_one_slice() -> None:
     assert Image(data, **meta).data_to_world((0, 2, 3)) == pytest.approx((0, 5, 17))
 
 
+@pytest.mark.parametrize(
+    ("unit", "step", "start"), [("ms", 40.0, 1200.0), ("minute", 0.5, -2.0), ("pixel", 1.0, 7.0)]
+)
+def test_time_keeps_its_start_and_its_unit(unit: str, step: float, start: float) -> None:
+    layer = Image(
+        block(3, 2, 4, 5),
+        scale=(step, 3, 2, 1),
+        translate=(start, 5, 6, 7),
+        units=(unit, "mm", "mm", "mm"),
+        name="beats",
+    )
+    volume = volume_of(layer)
+    finer = volume.grid.scaled(2)
+    made = Volume(
+        np.zeros((3, *finer.shape)),
+        finer.affine,
+        volume.time_step,
+        metadata=volume.metadata,
+        time_start=volume.time_start,
+    )
+    for one, indices in ((volume, [(0, 0, 0, 0), (2, 1, 3, 4)]), (made, [(0, 0, 0, 0)])):
+        data, meta, _ = image_layer(one)
+        again = Image(data, **meta)
+        assert again.units == layer.units
+        for index in indices:
+            times = again.data_to_world(index)[0], layer.data_to_world(index)[0]
+            assert times[0] == pytest.approx(times[1])
+    assert volume.frame(1).time_start == 0
+
+
+def test_seconds_from_a_start_in_another_unit() -> None:
+    layer = Image(block(2, 2, 3, 4), scale=(250, 1, 1, 1), translate=(4000, 0, 0, 0))
+    layer.units = ("ms", "mm", "mm", "mm")
+    volume = volume_of(layer)
+    assert (volume.time_step, volume.time_start) == pytest.approx((0.25, 4.0))
+
+
 def test_of_a_pyramid_the_finest_level_is_taken() -> None:
     fine = block(8, 8, 8)
     layer = Image([fine, fine[::2, ::2, ::2]], multiscale=True, scale=(3, 1, 1))
@@ -244,7 +281,7 @@ def test_what_does_not_fit_in_memory_is_said(monkeypatch: pytest.MonkeyPatch) ->
         raise MemoryError
 
     monkeypatch.setattr("napari_arssr._layers.np.asarray", fail)
-    with pytest.raises(OutOfMemory, match="huge does not fit in memory; draw a box"):
+    with pytest.raises(OutOfMemory, match="huge does not fit in memory; close other"):
         loaded(volume)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import napari
@@ -26,14 +26,16 @@ from torch import nn
 from napari_arssr._layers import image_layer, volume_of
 from napari_arssr._live_view import LiveView, visible_box
 from napari_arssr._live_worker import Answer, Desk, Request
+from napari_arssr._top_layer import OneSlice
 from napari_arssr._view import affine_of, is_helper, view_of
-from napari_arssr.errors import FileError, UsageError
+from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.field import Field, NetworkField
 from napari_arssr.models import Card, ModelConfig, build
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import Request as Sampling
 from napari_arssr.upsampling import encode
 from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.watching import Stop
 from napari_arssr.weights import Loaded
 
 PATIENCE = 60_000  # milliseconds
@@ -192,12 +194,12 @@ def made_of(layer: Image, loaded: Loaded) -> NetworkField:
     return encode(volume.frame(0), loaded, device="cpu", precision="float32")
 
 
-def lending(make: Callable[[], Field]) -> Callable[[], Any]:
+def lending(make: Callable[[], Field]) -> Callable[[Stop], Any]:
     """Lends one field, made when it is first asked for."""
     made: list[Field] = []
 
     @contextmanager
-    def lend() -> Iterator[Field]:
+    def lend(_stop: Stop) -> Iterator[Field]:
         if not made:
             made.append(make())
         yield made[0]
@@ -593,7 +595,7 @@ def test_while_a_run_has_the_field_it_waits_and_asks_again(begin: Begin, loaded:
     asked: list[float] = []
 
     @contextmanager
-    def lend() -> Iterator[NetworkField | None]:
+    def lend(_stop: Stop) -> Iterator[NetworkField | None]:
         asked.append(time.perf_counter())
         yield made_of(scene.layer, loaded) if free.is_set() else None
 
@@ -721,7 +723,7 @@ def test_an_error_is_told_once_and_ends_it(
     begin: Begin, told: list[str], error: Exception, words: str
 ) -> None:
     @contextmanager
-    def lend() -> Iterator[NetworkField]:
+    def lend(_stop: Stop) -> Iterator[NetworkField]:
         raise error
         yield
 
@@ -750,6 +752,89 @@ def test_it_can_be_turned_on_again(begin: Begin, loaded: Loaded) -> None:
     np.testing.assert_allclose(
         scene.picture(), expected(scene, made_of(scene.layer, loaded)), atol=1e-3
     )
+
+
+@pytest.mark.parametrize("end", ["off", "another field"])
+def test_what_is_being_read_is_given_up_where_nobody_waits_for_it(begin: Begin, end: str) -> None:
+    reading = threading.Event()
+    given_up = threading.Event()
+
+    @contextmanager
+    def lend(stop: Stop) -> Iterator[Field]:
+        reading.set()
+        while not stop():
+            time.sleep(0.01)
+        given_up.set()
+        raise Cancelled
+        yield
+
+    scene = begin(a_volume(), lend=lend)
+    scene.look_at((5, 14, 17), 12.0)
+    scene.qtbot.waitUntil(reading.is_set, timeout=PATIENCE)
+    scene.look_at((5, 15, 17), 12.0)  # what is read serves this as well
+    scene.qtbot.wait(300)
+    assert not given_up.is_set()
+    if end == "off":
+        scene.live.stop()
+        scene.qtbot.waitUntil(lambda: not threads(), timeout=PATIENCE)
+    else:
+        scene.live.field = lending(lambda: NearestField(volume_of(scene.layer)))
+        scene.settle()
+    assert given_up.is_set()
+
+
+def test_turning_and_3d_never_take_all_the_depth(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = OneSlice.__getitem__
+
+    def noted(self: OneSlice, index: Any) -> npt.NDArray[np.float32]:
+        answer = real(self, index)
+        sizes.append(np.asarray(answer).size)
+        return answer
+
+    def whole(*_: Any, **__: Any) -> None:
+        raise AssertionError("all of it was asked for")
+
+    monkeypatch.setattr(OneSlice, "__getitem__", noted)
+    monkeypatch.setattr(OneSlice, "__array__", whole)
+    scene = begin(a_volume((60, 30, 36)))
+    scene.look_at((5, 14, 17), 12.0)
+    scene.settle()
+    most = 60 * max(scene.picture().shape)
+    viewer = scene.viewer
+    viewer.dims.order = (1, 0, 2)
+    scene.settle()
+    viewer.dims.order = (0, 1, 2)
+    scene.settle()
+    viewer.dims.ndisplay = 3
+    assert "3D" in scene.rest()
+    viewer.dims.ndisplay = 2
+    scene.settle()
+    assert scene.picture().size > 1
+    assert max(sizes) <= max(most, scene.picture().size)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_part_of_one_slice_is_that_of_the_whole(begin: Begin, axis: int) -> None:
+    scene = begin(a_volume())
+    scene.viewer.dims.order = {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 0, 1)}[axis]
+    scene.look_at((5, 14, 17), 12.0)
+    scene.settle()
+    assert scene.live.image is not None
+    data = scene.live.image.data
+    whole = np.asarray(data)
+    assert np.isfinite(whole).any()
+    number = (5, 14, 17)[axis]
+    picks = [slice(None), slice(None, None, 2), slice(3, 9), number, number - 1, -1, np.int64(2)]
+    for index in product(picks, repeat=3):
+        parts = [
+            min(part, n - 1) if not isinstance(part, slice) else part
+            for part, n in zip(index, data.shape, strict=True)
+        ]
+        np.testing.assert_array_equal(data[tuple(parts)], whole[tuple(parts)])
+    np.testing.assert_array_equal(data[..., 1], whole[..., 1])
 
 
 def test_closing_the_viewer_in_the_middle_leaves_no_thread(begin: Begin) -> None:

@@ -416,6 +416,31 @@ def test_titles_tell_weights_fineness_and_part(tiny: Path, tmp_path: Path) -> No
     assert boxed.title == "T1w tiny ×2.5 box frame 1"
 
 
+@pytest.mark.parametrize(
+    ("unit", "size", "said"), [("um", 5e-4, "0.5 µm"), ("pixel", 0.5, "0.5 px")]
+)
+def test_titles_and_names_of_files_are_in_the_layers_unit(
+    unit: str, size: float, said: str
+) -> None:
+    meta = {"name": "cells", "units": unit}
+    volume = volume_of_data(np.zeros((2, 3, 4), np.float32), meta, "image")
+    plan = Plan(volume, Target(spacing=size))
+    assert plan.title == f"cells default {said}"
+    name = said.replace(" ", "").replace("µ", "u")
+    words = shlex.split(plan.command(Path("cells.tif")))
+    assert words[3] == f"cells_{name}.tif"
+    assert words[4:6] == ["--spacing", repr(size)]  # millimetres, as the command line takes them
+
+
+def test_what_takes_too_much_has_a_way_out_that_is_one() -> None:
+    huge = Volume(np.broadcast_to(np.float32(0), (2000, 2000, 2000)), np.eye(4), name="huge")
+    box = Box((0, 0, 0), (100, 100, 100))
+    assert "drawn box" in Plan(huge, Target(scale=4.0)).way_out
+    assert "box" in Plan(huge, Target(scale=40.0), Box((0, 0, 0), (900, 900, 900))).way_out
+    boxed = Plan(huge, Target(scale=2.0), box).way_out
+    assert boxed == "open a part of the image: all of it is looked at, even for a box"
+
+
 def test_the_result_holds_every_setting(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:
     volume = layer_volume(a_scan(tmp_path / "a.nii"))
     settings = Settings(weights=tiny, normalize="minmax", memory=2**40)
@@ -443,14 +468,56 @@ def test_the_live_view_gets_the_field_of_the_run(
     result = workshop.carry_out(plan, quiet, go_on)
     before = len(encoded)
     lend = workshop.field(plan)
-    with lend() as field:
+    with lend(go_on) as field:
         assert field is not None
         part = plan.grid.crop(Box((3, 3, 3), (6, 6, 6)))
         sampled = field.sample(part)
         np.testing.assert_allclose(sampled.data, result.data[3:6, 3:6, 3:6], atol=1e-3)
-        with lend() as busy:
+        with lend(go_on) as busy:
             assert busy is None
     assert len(encoded) == before
+
+
+def test_the_live_views_reading_can_be_stopped(
+    tiny: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def plane(block_id: tuple[int, ...]) -> Array:
+        read.append(block_id[0])
+        return np.zeros((1, 6, 7), np.float32)
+
+    data = da.map_blocks(plane, chunks=((1,) * 50, (6,), (7,)), dtype=np.float32)
+    read.clear()  # dask has tried it
+    volume = volume_of_data(data, {"name": "huge"}, "image")
+    lend = workshop.field(Plan(volume, Target(scale=1.0), settings=Settings(weights=tiny)))
+    with pytest.raises(Cancelled), lend(lambda: len(read) >= 5):
+        pass
+    assert len(read) == 5
+    with lend(go_on) as field:
+        assert field is not None
+
+
+def test_a_live_view_that_does_not_fit_is_refused_before_a_voxel_is_read(
+    tiny: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+
+    def plane(block_id: tuple[int, ...]) -> Array:
+        read.append(block_id)
+        return np.zeros((1, 6, 7), np.float32)
+
+    data = da.map_blocks(plane, chunks=((1,) * 50, (6,), (7,)), dtype=np.float32)
+    read.clear()
+    volume = volume_of_data(data, {"name": "huge"}, "image")
+    lend = workshop.field(Plan(volume, Target(scale=1.0), settings=Settings(weights=tiny)))
+    monkeypatch.setattr("napari_arssr.memory.available", lambda: 1000)
+    with (
+        pytest.raises(OutOfMemory, match=r"huge in the live view takes .* free; open a part"),
+        lend(go_on),
+    ):
+        pass
+    assert read == []
 
 
 def test_the_live_view_is_of_one_orientation(
@@ -462,7 +529,7 @@ def test_the_live_view_is_of_one_orientation(
     mean = replace(plan, settings=Settings(weights=tiny, orientations=3))
     result = workshop.carry_out(mean, quiet, go_on)
     before = len(encoded)
-    with workshop.field(mean)() as field:
+    with workshop.field(mean)(go_on) as field:
         assert field is not None
         np.testing.assert_allclose(field.sample(plan.grid).data, single.data, atol=1e-3)
     assert len(encoded) == before

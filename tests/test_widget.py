@@ -960,8 +960,14 @@ def test_a_result_coarser_than_the_input_is_refused_in_words(
 ) -> None:
     show(viewer, a_volume((4, 9, 10), (3.0, 1.0, 1.0)))
     widget.output.voxel_size.value = 2.0
-    assert "coarser" in widget.estimate.text()
+    said = plain(widget.estimate.text())
+    assert "2 mm would be coarser than its own, 3 × 1 × 1 mm" in said
     assert not widget.run.button.isEnabled()
+    widget.image.layer.units = "um"
+    widget.image.layer.scale = (1, 1, 1)  # napari tells of new units with this
+    widget.output.voxel_size.value = 2.0
+    said = plain(widget.estimate.text())
+    assert "2 µm would be coarser than its own, 3 × 1 × 1 µm" in said
 
 
 # Closing -----------------------------------------------------------------------------------

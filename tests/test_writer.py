@@ -23,8 +23,10 @@ from napari.components import LayerList
 from napari.layers import Image, Labels
 from scipy.spatial.transform import Rotation
 
+from napari_arssr._compare import Comparison
 from napari_arssr._layers import image_layer, loaded, volume_of
 from napari_arssr._reader import napari_get_reader
+from napari_arssr._view import mark_helper, mark_result
 from napari_arssr._writer import (
     write_folder,
     write_image,
@@ -322,6 +324,25 @@ def test_a_series_made_by_hand_keeps_its_time_step(tmp_path: Path) -> None:
     assert saved.header.get_xyzt_units() == ("mm", "sec")
 
 
+def test_a_series_keeps_when_it_begins(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 3, 2, 3), np.float32), np.eye(4))
+    image.header.set_xyzt_units("mm", "msec")
+    image.header["pixdim"][4] = 500
+    image.header["toffset"] = 2500
+    nib.save(image, tmp_path / "a.nii")
+    layer = opened(tmp_path / "a.nii")
+    assert [layer.data_to_world((t, 0, 0, 0))[0] for t in (0, 2)] == [2.5, 3.5]
+    saved = nib.load(save(tmp_path, layer, "b.nii"))
+    assert (saved.header["toffset"], saved.header.get_xyzt_units()) == (2.5, ("mm", "sec"))
+    layer.translate = (10, 0, 0, 0)  # frames; what it is now, not what the file said
+    saved = nib.load(save(tmp_path, layer, "c.nii"))
+    assert saved.header["toffset"] == 7.5
+
+    made = Image(np.zeros((2, 2, 3, 4)), scale=(40, 1, 1, 1), translate=(200, 0, 0, 0))
+    made.units = ("ms", "mm", "mm", "mm")
+    assert nib.load(save(tmp_path, made)).header["toffset"] == pytest.approx(0.2)
+
+
 def test_of_a_pyramid_the_finest_level_is_saved(tmp_path: Path) -> None:
     data = np.arange(8 * 8 * 8.0).reshape(8, 8, 8)
     layer = Image([data, data[::2, ::2, ::2]], multiscale=True, scale=(3, 2, 1))
@@ -351,6 +372,43 @@ def test_data_that_are_not_in_memory_are_written_part_by_part(
     expected = np.arange(2)[:, None] * 10 + np.arange(7)
     np.testing.assert_array_equal(np.asanyarray(saved.dataobj)[0, 0].T, expected)
     assert max(shape[0] for shape in asked) == 3
+
+
+class OnlySlices:
+    """What h5py, zarr and others have in common: shape, number type, slices; no ``transpose``."""
+
+    def __init__(self, data: Array) -> None:
+        self._data = data
+        self.shape, self.ndim, self.dtype, self.size = data.shape, data.ndim, data.dtype, data.size
+
+    def __getitem__(self, key: Any) -> Array:
+        if any(one is None for one in (key if isinstance(key, tuple) else (key,))):
+            raise IndexError("no new axes")
+        return self._data[key]
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5), (2, 3, 4, 5)])
+def test_an_array_of_any_kind_is_saved(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    data = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    layer = Image(OnlySlices(data), contrast_limits=(0, 1), scale=range(2, 2 + len(shape)))
+    saved = nib.load(save(tmp_path, layer))
+    np.testing.assert_array_equal(np.asanyarray(saved.dataobj).T.squeeze(), data)
+    assert saved.header.get_zooms()[:2] == (1 + len(shape), len(shape))
+    flags = Labels(OnlySlices(data.astype(np.uint8)), scale=layer.scale)
+    saved = nib.load(save(tmp_path, flags, "labels.nii"))
+    np.testing.assert_array_equal(np.asanyarray(saved.dataobj).T.squeeze(), data)
+
+
+def test_a_plane_that_is_still_in_its_file_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 100)
+    data = np.arange(2 * 30 * 40, dtype=np.int16).reshape(40, 30, 2)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
+    plane = opened(tmp_path / "a.nii").data[1]
+    assert isinstance(plane, StoredArray)
+    saved = nib.load(save(tmp_path, Image(plane, contrast_limits=(0, 1)), "plane.nii"))
+    np.testing.assert_array_equal(np.asanyarray(saved.dataobj)[..., 0].T, np.asarray(plane))
 
 
 # Numbers -------------------------------------------------------------------------------------
@@ -493,6 +551,37 @@ def test_several_layers_become_files_in_a_folder_each_in_its_place(tmp_path: Pat
         assert volume_of(found).in_storage_order().grid == volume_of(layer).in_storage_order().grid
     with pytest.raises(FileError, match="exists; choose another folder"):
         LayerList([image, labels]).save(str(tmp_path / "all"))
+
+
+def test_of_all_layers_the_volumes_are_saved_and_what_is_left_out_is_said_once(
+    make_napari_viewer_proxy: Callable[..., Any], told: list[str], tmp_path: Path
+) -> None:
+    viewer = make_napari_viewer_proxy()
+    scan = viewer.add_image(np.arange(24.0).reshape(2, 3, 4), name="scan")
+    result = viewer.add_image(np.arange(24.0).reshape(2, 3, 4), name="result")
+    mark_result(result, scan)
+    comparison = Comparison(viewer)
+    comparison.split()
+    viewer.add_points([[0, 1, 1]], name="landmarks")
+    box = viewer.add_shapes(name="drawn box")
+    mark_helper(box)
+    layers = [layer.as_layer_data_tuple() for layer in viewer.layers]
+    assert len(layers) == 6
+    written = write_folder(str(tmp_path / "all"), layers)
+    assert [Path(path).name for path in written] == ["scan.nii.gz", "result.nii.gz"]
+    assert told == [
+        "Not saved, being no volumes: landmarks (points); save each by itself, which napari does "
+        "in a format of its own. Not saved, since they only help to look: split view: input, "
+        "split view: line, drawn box."
+    ]
+    comparison.close()
+
+
+def test_where_no_layer_is_a_volume_nothing_is_made(tmp_path: Path) -> None:
+    points = (np.zeros((1, 3)), {"name": "landmarks"}, "points")
+    with pytest.raises(FileError, match=r"landmarks \(points\).*Select images or labels"):
+        write_folder(str(tmp_path / "all"), [points])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_a_pair_of_files_neither_is_written_over(tmp_path: Path) -> None:

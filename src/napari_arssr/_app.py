@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,9 @@ _TIFF = (".tif", ".tiff")
 # How the world of a stack is called whose file knows no orientation.
 _STACK_AXES = ("z", "y", "x")
 _MICROSCOPIC = 0.1  # millimetres; voxels smaller than that are told in micrometres
+_KEPT = 2000  # characters of what was written, for a message box
+_ERROR_BOX = 0x10  # Windows' MB_ICONERROR
+_USE_COMMANDS = "use the command line ('napari-arssr upsample --help')"
 _INSTALL = 'pip install "napari-arssr[app]"'
 
 
@@ -28,10 +33,47 @@ def main() -> int:
     """The gui script: opens the files it is given."""
     from napari_arssr import cli
 
+    words = ["app", *sys.argv[1:]]
     # Without a console, as on Windows, there are none; what writes to them must not fail.
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    return cli.main(["app", *sys.argv[1:]])
+    if sys.stderr is not None:
+        return cli.main(words)
+    sys.stderr = said = _Last()
+    try:
+        status = cli.main(words)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status and said.text:
+        tell_in_a_box(said.text)
+    return status
+
+
+def tell_in_a_box(text: str) -> None:
+    """Show what would stand in a console, in a box of the system's own: Qt may be what is missing.
+
+    Windows alone starts programs without one.
+    """
+    if sys.platform == "win32":
+        import ctypes
+
+        ctypes.windll.user32.MessageBoxW(None, text, "napari-arssr", _ERROR_BOX)
+
+
+class _Last(io.StringIO):
+    """Takes what is written, and keeps the end of it."""
+
+    def write(self, text: str) -> int:
+        kept = self.text + text
+        self.seek(0)
+        self.truncate()
+        super().write(kept[-_KEPT:])
+        return len(text)
+
+    @property
+    def text(self) -> str:
+        """What was written last."""
+        return self.getvalue()
 
 
 def run(files: Sequence[Path] = (), *, demo: bool = False) -> int:
@@ -67,16 +109,48 @@ def check_display(environment: Mapping[str, str], platform: str) -> None:
     Raises
     ------
     ArssrError
-        On a system that opens windows by X11 or Wayland, where neither is there.
+        On a system that opens windows by X11 or Wayland, where neither is there, or does not
+        answer.
     """
     if platform in ("win32", "darwin"):
         return
-    names = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
-    if not any(environment.get(name) for name in names):
+    if environment.get("QT_QPA_PLATFORM", "").partition(":")[0] not in ("", "xcb", "wayland"):
+        return  # offscreen, for instance, which needs neither
+    display, wayland = environment.get("DISPLAY"), environment.get("WAYLAND_DISPLAY")
+    if not display and not wayland:
         raise ArssrError(
             "There is no display to open a window on: connect with 'ssh -X' or work at the "
-            "machine itself, or use the command line ('napari-arssr upsample --help')."
+            f"machine itself, or {_USE_COMMANDS}."
         )
+    socket = Path(environment.get("XDG_RUNTIME_DIR", "")) / (wayland or "")
+    if not (wayland and socket.exists()) and not (display and _x_answers(display)):
+        raise ArssrError(
+            f"The display {display or wayland} does not answer: connect anew with 'ssh -X', or "
+            f"correct the variable {'DISPLAY' if display else 'WAYLAND_DISPLAY'}, or "
+            f"{_USE_COMMANDS}."
+        )
+
+
+def _x_answers(display: str) -> bool:
+    """Whether an X server lets us in, asked by the library that Qt asks by.
+
+    Also where that library is missing, which is not the display's fault.
+    """
+    import ctypes
+
+    try:
+        xcb = ctypes.CDLL("libxcb.so.1")
+    except OSError:
+        return True
+    xcb.xcb_connect.restype = ctypes.c_void_p
+    xcb.xcb_connect.argtypes = ctypes.c_char_p, ctypes.c_void_p
+    xcb.xcb_connection_has_error.argtypes = (ctypes.c_void_p,)
+    xcb.xcb_disconnect.argtypes = (ctypes.c_void_p,)
+    connection = xcb.xcb_connect(os.fsencode(display), None)
+    try:
+        return not xcb.xcb_connection_has_error(connection)
+    finally:
+        xcb.xcb_disconnect(connection)
 
 
 def check_qt() -> None:
@@ -143,6 +217,7 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
     if known_suffix(file) in _TIFF:
         volume = read(file)
         unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
+        unit = unit if _tells_sizes(file) else "pixel"
         world = {"world": {"unit": unit, "labels": _STACK_AXES}}
         stack = layer_of(replace(volume, metadata=volume.metadata | world))
         with layer_source(path=str(file)):  # for "Copy as command" to find it again
@@ -151,3 +226,16 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
         viewer.open(str(file), plugin=_PLUGIN)
     else:
         viewer.open(str(file))
+
+
+def _tells_sizes(stack: Path) -> bool:
+    """Whether a TIFF file says how large its voxels are; as many say nothing."""
+    import tifffile
+
+    with tifffile.TiffFile(stack) as tiff:
+        if tiff.ome_metadata:
+            return "PhysicalSize" in tiff.ome_metadata
+        meta = tiff.imagej_metadata or (tiff.shaped_metadata or ({},))[0]
+        unit = str(meta.get("unit") or "").strip().lower().rstrip("s")
+        by_tag = int(tiff.pages.first.tags.valueof("ResolutionUnit") or 1) > 1
+        return by_tag or unit not in ("", "pixel")

@@ -279,7 +279,7 @@ class Fitted:
         made: list[_MovedField] = []
 
         @contextmanager
-        def lent() -> Iterator[_MovedField]:
+        def lent(_stop: Stop) -> Iterator[_MovedField]:
             if not made:
                 made.append(_MovedField(self._field(), motion))
             yield made[0]

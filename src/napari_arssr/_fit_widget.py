@@ -91,9 +91,9 @@ class _Done:
     again: set[str] = field(default_factory=set)  # what it was sampled to since
 
     @property
-    def layers(self) -> set[str]:
-        """All of them."""
-        return {self.result, *self.stacks, *self.again}
+    def results(self) -> set[str]:
+        """Those that it became."""
+        return {self.result, *self.again}
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,8 @@ class FitWidget(Dock):
         super().__init__(viewer)
         self._plan: FitPlan | None = None
         self._running: tuple[Image | Labels, ...] = ()
-        self._done: _Done | None = None
+        self._fits: list[_Done] = []  # oldest first
+        self._live_fit: _Done | None = None  # that the live view is of
         self._sight: Sight | None = None
         self._picture = LivePicture(viewer)
         self._slices = SlicesLayer(viewer)
@@ -168,6 +169,7 @@ class FitWidget(Dock):
         )
         self.open = QPushButton("Open fit…")
         self.open.setToolTip("A fit that was saved here or with napari-arssr fit … --field FILE")
+        self.which = Note(self._theme)
         self.again = QPushButton("Sample again")
         self.again.setToolTip("The fit that is done, in voxels of the size above; no new fit")
         self.live = LiveRow(self._live_view, self._theme)
@@ -198,6 +200,7 @@ class FitWidget(Dock):
             self.curve,
             self.message,
             self.live,
+            self.which,
             in_a_row(self.again, self.save, self.open, stretch=True),
             in_a_row(self.copy, stretch=True),
         )
@@ -215,6 +218,7 @@ class FitWidget(Dock):
         self.open.clicked.connect(self._on_open)
         self.again.clicked.connect(self.sample_again)
         self._viewer.layers.events.removed.connect(self._on_removed)
+        self._viewer.layers.selection.events.active.connect(self._on_active)
         self._look = QTimer(self)
         self._look.setInterval(_LOOK_EVERY)
         self._look.timeout.connect(self._take)
@@ -287,6 +291,29 @@ class FitWidget(Dock):
         self.again.setEnabled(self._done is not None and idle)
         self.open.setEnabled(idle)
         self.live.box.setEnabled(self._done is not None or self.live.box.isChecked())
+        self._name_fit()
+
+    def _on_active(self, _event: object = None) -> None:
+        """Another layer is selected, and may be the result of another fit."""
+        self._name_fit()
+
+    def _name_fit(self) -> None:
+        """Which of several fits is meant."""
+        done = self._done
+        several = done is not None and len(self._fits) > 1
+        self.which.say(
+            f"Of {done.fitted.title(None)}; select another fit's result to change that."
+            if done is not None and several
+            else ""
+        )
+
+    @property
+    def _done(self) -> _Done | None:
+        """The fit that is meant: the one whose result is selected, else the newest."""
+        active = self._viewer.layers.selection.active
+        selected = "" if active is None else str(active.unique_id)
+        found = [one for one in self._fits if selected in one.results] or self._fits
+        return found[-1] if found else None
 
     # ------------------------------------------------------------------------- run
 
@@ -355,16 +382,38 @@ class FitWidget(Dock):
         self._picture.end()  # after the result is there, so that nothing blinks
         mark_result(result, reference)
         self._comparison.rise()
-        self._done = _Done(
-            made.fitted,
-            begun.looks,
-            str(result.unique_id),
-            grid_of(result),
-            tuple(str(layer.unique_id) for layer in begun.layers),
-            tuple(volume.affine.tobytes() for volume in begun.plan.volumes),
-            str(reference.unique_id),
+        self._keep(
+            _Done(
+                made.fitted,
+                begun.looks,
+                str(result.unique_id),
+                grid_of(result),
+                tuple(str(layer.unique_id) for layer in begun.layers),
+                tuple(volume.affine.tobytes() for volume in begun.plan.volumes),
+                str(reference.unique_id),
+            )
         )
         self._draw_slices()
+
+    def _keep(self, done: _Done) -> None:
+        """A fit that is new; of those before it only those whose results are still there."""
+        self._fits.append(done)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of fits of which nothing is seen any more, with their volumes and networks.
+
+        The newest is kept for as long as its stacks are there, without a result too.
+        """
+        left = {str(layer.unique_id) for layer in self._viewer.layers}
+        newest = self._fits[-1:]
+        self._fits = [
+            one
+            for one in self._fits
+            if left & one.results or (one in newest and left.intersection(one.stacks))
+        ]
+        if self._live_fit not in self._fits:
+            self._live_fit = None
 
     def _layer(self, unique_id: str) -> Image | None:
         """A layer of the viewer; None where it was removed."""
@@ -431,9 +480,9 @@ class FitWidget(Dock):
         if event.value in self._running:
             self._running = ()
             self.runner.cancel()
-        left = {str(layer.unique_id) for layer in self._viewer.layers}
-        if self._done is not None and not left & self._done.layers:
-            self._done = None  # with its volume and its network: nothing of it is seen any more
+        before = len(self._fits)
+        self._forget()
+        if len(self._fits) < before:
             self._refresh()
 
     # ------------------------------------------------------------------------- slices
@@ -476,16 +525,14 @@ class FitWidget(Dock):
             self._no_slices.start()
 
     def _fit_of_stacks(self) -> Fitted | None:
-        """The fit that is done, if it is one of the stacks that are chosen.
+        """The newest fit of the stacks that are chosen, as they lie now.
 
         One that was opened is shown where no stacks are.
         """
-        done = self._done
         now = tuple(volume.affine.tobytes() for volume in self.stacks.volumes)
         stacks = tuple(str(layer.unique_id) for layer in self.stacks.layers)
-        if done is None or done.stacks != stacks or done.places != now:
-            return None
-        return done.fitted
+        found = [one.fitted for one in self._fits if (one.stacks, one.places) == (stacks, now)]
+        return found[-1] if found else None
 
     # ------------------------------------------------------------------- command, file
 
@@ -513,9 +560,10 @@ class FitWidget(Dock):
         put_on_clipboard(outcome, self.message)
 
     def _on_save(self) -> None:
-        if self._done is None:
+        done = self._done
+        if done is None:
             return
-        name = f"{io.without_suffix(self._done.fitted.reference.name)}_fit{_SUFFIX}"
+        name = f"{io.without_suffix(done.fitted.reference.name)}_fit{_SUFFIX}"
         path, _ = QFileDialog.getSaveFileName(self, "Save the fit", name, _FILTER)
         if path:
             self.save_fit(Path(path))
@@ -573,7 +621,7 @@ class FitWidget(Dock):
             self.live.off()
             result = self._add(made)
             looks = Looks.of(result)
-            self._done = _Done(made.fitted, looks, str(result.unique_id), grid_of(result))
+            self._keep(_Done(made.fitted, looks, str(result.unique_id), grid_of(result)))
             if not self.stacks.layers:  # else the sizes offered are theirs
                 opened = volume_of(result)
                 self.voxel_size.suit([opened], opened)
@@ -584,18 +632,19 @@ class FitWidget(Dock):
     # ------------------------------------------------------------------------- live view
 
     def _live_view(self) -> LiveView:
-        """One of the fit that is done; raises UsageError if there can be none."""
+        """One of the fit that is meant; raises UsageError if there can be none."""
         done = self._done
         result = None if done is None else self._layer(done.result)
         if done is None or result is None:
             raise UsageError("The result is gone; fit or sample it again.")
         view = LiveView(self._viewer, result, done.fitted.lend(_motion(done, result)))
         view.outdated.connect(self._renew_live)
+        self._live_fit = done
         return view
 
     def _renew_live(self, _frame: int) -> None:
         """The result was moved, and with it the fit."""
-        done, view = self._done, self.live.view
+        done, view = self._live_fit, self.live.view
         result = None if done is None else self._layer(done.result)
         if done is not None and view is not None and result is not None:
             view.field = done.fitted.lend(_motion(done, result))
@@ -610,6 +659,7 @@ class FitWidget(Dock):
             self._memory.stop,
             self._no_slices.stop,
             partial(self._viewer.layers.events.removed.disconnect, self._on_removed),
+            partial(self._viewer.layers.selection.events.active.disconnect, self._on_active),
             self.live.close_down,
             self._picture.end,
             self._slices.hide,

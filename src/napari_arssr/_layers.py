@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
-from napari_arssr.io import cast, is_label_map, without_suffix
+from napari_arssr.io import StoredArray, cast, is_label_map, without_suffix
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Grid, Volume
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari.layers import Layer
 
 __all__ = [
+    "HELPER",
     "PLACE",
     "TRANSFORMS",
     "LayerData",
@@ -49,6 +50,9 @@ TRANSFORMS = ("scale", "translate", "rotate", "shear", "affine")
 PLACE = ("units", *TRANSFORMS)
 """What says where a layer lies. To be set in this order: of new units napari takes notice when
 something else is set after them."""
+
+HELPER = "napari-arssr helper"
+"""Key of the metadata of a layer that only helps to look at others."""
 
 _ATTRIBUTES = (*PLACE, "name", "axis_labels", "metadata", "rgb", "multiscale")
 
@@ -190,7 +194,11 @@ def volume_of_data(data: Any, meta: dict[str, Any], kind: str) -> Volume:
     metadata = dict(meta.get("metadata") or {})
     labels = tuple(meta.get("axis_labels") or ())[-3:]
     metadata[_WORLD] = {"unit": _common(units[series:]), "labels": labels}
+    if series:
+        metadata[_WORLD]["time"] = str(units[0])
     if array.ndim - series == 2:
+        if isinstance(array, StoredArray):  # which takes no new axis
+            array = _as_dask(array)
         metadata.pop("storage_order", None)  # of a volume that this is a slice of
         metadata[_WORLD]["labels"] = ()
     return Volume.from_napari(
@@ -217,7 +225,7 @@ def loaded(volume: Volume) -> Volume:
             data = data.astype(np.uint8)
     except MemoryError:
         raise OutOfMemory(
-            f"{volume.name} does not fit in memory; draw a box, or choose a frame of it."
+            f"{volume.name} does not fit in memory; close other programs, or open a part of it."
         ) from None
     return replace(volume, data=data)
 
@@ -229,14 +237,31 @@ def _placed(volume: Volume) -> tuple[Any, dict[str, Any]]:
     world = _MILLIMETRES | volume.metadata.get(_WORLD, {})
     unit, labels = str(world["unit"]), tuple(world["labels"])
     named = len(labels) == 3 and labels != _DEFAULT_LABELS
+    affine = volume.napari_affine_in(_length(_units([unit])[0], volume.name))
+    time_unit, seconds = _time_of(volume, world.get("time"))
+    affine[:time] /= seconds
     return volume.data, {
         "name": without_suffix(volume.name),
-        "affine": volume.napari_affine_in(_length(_units([unit])[0], volume.name)),
-        # A time step that the file does not tell is not a second: count frames.
-        "units": ("s" if volume.time_step else "pixel",) * time + (unit,) * 3,
+        "affine": affine,
+        "units": (time_unit,) * time + (unit,) * 3,
         "axis_labels": ("t",) * time + labels if named else None,
         "metadata": dict(volume.metadata),
     }
+
+
+def _time_of(volume: Volume, given: object) -> tuple[str, float]:
+    """The unit of time of a series' layer, and its seconds.
+
+    Its own layer's, where there was one. A time step that the file does not tell is not a second:
+    frames are counted then.
+    """
+    if not volume.time_step:
+        return "pixel", 1.0
+    if given is None:
+        return "s", 1.0
+    (unit,) = _units([str(given)])
+    seconds = _seconds(unit)
+    return str(given), 1.0 if seconds is None else seconds
 
 
 def _contrast(data: Any) -> tuple[float, float]:
@@ -260,8 +285,31 @@ def _finest(data: Any, multiscale: bool | None) -> Any:
     if multiscale is None and isinstance(data, list | tuple):
         sizes = [getattr(level, "size", 0) for level in data]
         multiscale = len(sizes) > 1 and all(a > b for a, b in pairwise(sizes))
-    array = data[0] if multiscale else data
-    return array if hasattr(array, "dtype") and hasattr(array, "ndim") else np.asarray(array)
+    return _array(data[0] if multiscale else data)
+
+
+def _array(data: Any) -> Any:
+    """Data that are indexed and transposed as numpy's; what is not in memory is left there.
+
+    napari shows whatever has a shape, a number type and slices: zarr's arrays and h5py's have no
+    ``transpose``, xarray's takes names.
+    """
+    if isinstance(data, np.ndarray):
+        return data
+    if isinstance(data, StoredArray):
+        return data
+    if not isinstance(getattr(data, "dtype", None), np.dtype) or not hasattr(data, "shape"):
+        return np.asarray(data)
+    return _as_dask(data)
+
+
+def _as_dask(data: Any) -> Any:
+    import dask.array as da
+
+    if isinstance(data, da.Array):
+        return data
+    # One thread at a time: of an array that is not known nothing else is safe.
+    return da.from_array(data, name=False, lock=True)  # type: ignore[no-untyped-call]
 
 
 def _place(

@@ -82,8 +82,8 @@ class LiveView:
     viewer : napari.Viewer
     layer : napari.layers.Image
     field : callable
-        Called in a thread; gives a context that lends the field of one frame of the layer, or
-        None while a run has it.
+        Called in a thread, with a callable that says whether nobody waits for it any more; gives
+        a context that lends the field of one frame of the layer, or None while a run has it.
     frame : int
         Which frame ``field`` is of; if another is seen, ``outdated`` asks for that one's.
     """

@@ -31,7 +31,7 @@ class Sampled(Protocol):
         ...
 
 
-Lend = Callable[[], AbstractContextManager[Sampled | None]]
+Lend = Callable[[Stop], AbstractContextManager[Sampled | None]]
 
 _ASK_AGAIN = 0.1  # seconds, while a run has the field
 _LISTEN = 0.2  # seconds until a worker with nothing to do looks whether it is to end
@@ -156,8 +156,14 @@ def _answer(request: Request, desk: Desk, stop: Stop) -> bool:
     Cancelled
         If there is a newer request, or the live view has ended.
     """
+
+    def unwanted() -> bool:
+        # What is read and encoded now serves every request for the same field, later ones too.
+        newest = desk.newest
+        return stop() or (newest is not None and newest.lend is not request.lend)
+
     desk.doing = "getting ready"
-    with request.lend() as field:
+    with request.lend(unwanted) as field:
         if field is None:
             return False
         for stage in range(len(request.stages)):

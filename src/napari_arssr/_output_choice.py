@@ -12,8 +12,9 @@ from psygnal import Signal
 from qtpy.QtWidgets import QButtonGroup, QLabel, QRadioButton, QVBoxLayout, QWidget
 
 from napari_arssr._rows import in_a_row
+from napari_arssr.errors import UsageError
 from napari_arssr.upsampling import Target
-from napari_arssr.volume import Volume
+from napari_arssr.volume import Volume, round_half_up
 
 __all__ = ["AxesChoice", "OutputChoice", "Unit", "offer_sizes", "times"]
 
@@ -165,6 +166,11 @@ class OutputChoice(QWidget):
         volume : Volume
         along : three bools
             For (z, y, x) whether there are to be more voxels along it.
+
+        Raises
+        ------
+        UsageError
+            If voxels of the size that is chosen would be larger than there are.
         """
         spacing = volume.spacing
         if self.by_scale.isChecked():
@@ -180,10 +186,21 @@ class OutputChoice(QWidget):
             size = min((s for s, wanted in zip(spacing, along, strict=True) if wanted), default=1.0)
         else:
             size = float(self.voxel_size.value) * self.unit.millimetres
+            self._check_finer(volume, along, size)
         if all(along):
             return Target(spacing=size)
         z, y, x = (size if wanted else s for s, wanted in zip(spacing, along, strict=True))
         return Target(spacing=(z, y, x))
+
+    def _check_finer(self, volume: Volume, along: tuple[bool, bool, bool], size: float) -> None:
+        """As :meth:`Target.grid` does, but in the unit that the window shows."""
+        sides = zip(volume.grid.shape, volume.spacing, along, strict=True)
+        if any(wanted and round_half_up(n * side / size) < n for n, side, wanted in sides):
+            raise UsageError(
+                f"{volume.name}: voxels of {self.unit.show([size])} would be coarser than its own, "
+                f"{self.unit.show(volume.spacing)}; choose a smaller size, or untick an axis under "
+                "Advanced."
+            )
 
     def _on_button(self, _button: QRadioButton, checked: bool) -> None:
         if checked:  # once, not also for the one that goes out

@@ -20,12 +20,14 @@ import numpy.typing as npt
 from napari_arssr import io
 from napari_arssr._fields import Fields
 from napari_arssr._layers import loaded
+from napari_arssr._output_choice import Unit
 from napari_arssr._warm_up import import_torch
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
+from napari_arssr.memory import require
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
 from napari_arssr.upsampling import Settings, Target, encode, output_grid, upsample
 from napari_arssr.volume import Box, Grid, Volume
-from napari_arssr.watching import Stop, VagueReport, never, unheard
+from napari_arssr.watching import Stop, VagueReport, unheard
 
 if TYPE_CHECKING:
     from napari_arssr.field import NetworkField
@@ -33,10 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "same_as_file"]
 
+# What to do where a volume is too large to be seen by a network.
+_SMALLER = "open a part of it"
+
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-
-_WAY_OUT = "choose a box or a lower scale, or set less memory under Advanced"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,17 @@ class Plan:
     def bytes_needed(self) -> int:
         """Memory for the result and for a frame as the network sees it, features left out."""
         return self.bytes + 8 * self.volume.grid.size
+
+    @property
+    def way_out(self) -> str:
+        """What to do where it needs more memory than there is."""
+        if 2 * self.bytes < self.bytes_needed:  # most is for the input
+            way_out = "open a part of the image: all of it is looked at, even for a box"
+        elif self.box is None:
+            way_out = "choose a lower scale or a drawn box"
+        else:
+            way_out = "choose a lower scale or a smaller box"
+        return f"{way_out}, or one frame under Advanced" if self.frames > 1 else way_out
 
     @property
     def key(self) -> str:
@@ -130,7 +144,8 @@ class Plan:
         if self.target.scale is not None:
             return "×" + _joined(self.target.scale, "×")
         spacing = self.target.grid(self.volume.grid, self.volume.name).spacing
-        return _joined(spacing, "×") + " mm"
+        unit = Unit.of(self.volume)
+        return f"{_joined([step / unit.millimetres for step in spacing], '×')} {unit.symbol}"
 
     @property
     def _is_copy(self) -> bool:
@@ -194,7 +209,8 @@ class Plan:
 
     def _output(self, source: Path) -> Path:
         suffix = ".tif" if source.suffix.lower() in (".tif", ".tiff") else ".nii.gz"
-        fineness = self._fineness.replace("×", "x").replace(" ", "")
+        # In letters that every system has in names.
+        fineness = self._fineness.replace("×", "x").replace(" ", "").replace("µ", "u")
         box = "" if self.box is None else "_box"
         return source.with_name(f"{io.stem(source)}_{fineness}{box}{suffix}")
 
@@ -232,7 +248,8 @@ class Workshop:
         ------
         UsageError, FileError, OutOfMemory, Cancelled
         """
-        with plain_errors(plan.volume.name):
+        way_out = f"{plan.way_out}, or set less memory under Advanced"
+        with plain_errors(plan.volume.name, way_out):
             report(None, "getting ready")
             import_torch()
             identity, network = self.fields.weights(
@@ -247,7 +264,7 @@ class Workshop:
             @contextmanager
             def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
                 nonlocal passed
-                with self.fields.lend(_field_key(one, identity, settings), make) as lent:
+                with self.fields.lend(_field_key(one, identity, settings, stop), make) as lent:
                     passed += lent.encoding_cost(stored.box or one.grid.box)
                     used.add(key_of(network.name, str(lent.device), lent.precision))
                     yield lent
@@ -281,25 +298,26 @@ class Workshop:
             result = replace(result, metadata=result.metadata | {"upsampling": record})
             return result.transposed(_order(stored.volume.grid, plan.volume.grid))
 
-    def field(self, plan: Plan) -> Callable[[], AbstractContextManager[NetworkField | None]]:
+    def field(self, plan: Plan) -> Callable[[Stop], AbstractContextManager[NetworkField | None]]:
         """For the live view: lends the field of a plan's one frame, or None while it is busy.
 
         It is seen in one orientation, whatever the plan's mean is of: live pictures are quick.
-        What is given is called in a thread. It reads layer and weights once, and is to be asked for
-        again when the layer's voxels change.
+        What is given is called in a thread, with what says that nobody waits any more. It reads
+        layer and weights once, and is to be asked for again when the layer's voxels change.
         """
         read: list[tuple[Volume, Hashable, Loaded]] = []
         settings = plan.settings
 
         @contextmanager
-        def lent() -> Iterator[NetworkField | None]:
-            with plain_errors(plan.volume.name):
+        def lent(stop: Stop) -> Iterator[NetworkField | None]:
+            with plain_errors(plan.volume.name, _SMALLER):
                 import_torch()
                 if not read:
                     identity, loaded = self.fields.weights(settings.weights)
                     volume = plan.volume.frame(plan.frame or 0)
-                    one = read_voxels(volume, unheard, never).in_storage_order()
-                    read.append((one, _field_key(one, identity, settings), loaded))
+                    require(_bytes_to_see(volume), f"{volume.name} in the live view", _SMALLER)
+                    one = read_voxels(volume, unheard, stop).in_storage_order()
+                    read.append((one, _field_key(one, identity, settings, stop), loaded))
                 ((one, key, network),) = read
 
                 def make() -> NetworkField:
@@ -352,10 +370,17 @@ def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
             raise UsageError(f"{name} was changed since it was read from {source}; {way_out}.")
 
 
-def _field_key(one: Volume, identity: Hashable, settings: Settings) -> Hashable:
+def _bytes_to_see(volume: Volume) -> int:
+    """Memory for a frame as the network sees it, and for its voxels if they are not in memory."""
+    data: Any = volume.data
+    here = isinstance(data, np.ndarray) and not isinstance(data, np.memmap)
+    return volume.grid.size * (8 + (0 if here else data.dtype.itemsize))
+
+
+def _field_key(one: Volume, identity: Hashable, settings: Settings, stop: Stop) -> Hashable:
     """All that a field depends on: voxels, their place, the network and how it runs."""
     return (
-        _digest(one.data),
+        _digest(one.data, stop),
         one.grid.shape,
         one.affine.tobytes(),
         identity,
@@ -368,10 +393,12 @@ def _field_key(one: Volume, identity: Hashable, settings: Settings) -> Hashable:
     )
 
 
-def _digest(data: Array) -> str:
+def _digest(data: Array, stop: Stop) -> str:
     """A fingerprint of voxels, whatever their layout in memory."""
     digest = hashlib.blake2b(str((data.shape, data.dtype.str)).encode(), digest_size=16)
     for plane in data:
+        if stop():
+            raise Cancelled
         digest.update(np.ascontiguousarray(plane).data)
     return digest.hexdigest()
 
@@ -415,7 +442,7 @@ def _pieces(lazy: Any) -> list[int]:
 
 
 @contextmanager
-def plain_errors(name: str, way_out: str = _WAY_OUT) -> Iterator[None]:
+def plain_errors(name: str, way_out: str) -> Iterator[None]:
     """One sentence for running out of memory, wherever it happened; a name for what is a bug."""
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from napari.layers import Image
 
 if TYPE_CHECKING:
+    from napari.components import Dims
     from napari.layers import Layer
     from napari.layers.utils.layer_utils import Extent
 
@@ -49,16 +51,31 @@ class OneSlice:
 
     def __getitem__(self, index: Any) -> npt.NDArray[np.float32]:
         parts = index if isinstance(index, tuple) else (index,)
-        if len(parts) != self.ndim or any(isinstance(parts[at], slice) for at in self._at):
+        if len(parts) != self.ndim or not all(isinstance(part, slice | Integral) for part in parts):
             return np.asarray(self)[index]
-        if any(parts[place] != number for place, number in self._at.items()):
-            return np.broadcast_to(np.float32(np.nan), self.shape)[index]
-        return self.plane[tuple(parts[place] for place in self._drawn)]
+        picks = [range(length)[part] for length, part in zip(self.shape, parts, strict=True)]
+        drawn = self.plane[tuple(parts[place] for place in self._drawn)]
+        where = [_place_in(picks[place], number) for place, number in self._at.items()]
+        if not any(isinstance(picks[place], range) for place in self._at) and None not in where:
+            return drawn
+        # No more than was asked for, however deep the layer is.
+        kept = {place: len(pick) for place, pick in enumerate(picks) if isinstance(pick, range)}
+        answer = np.full(tuple(kept.values()), np.nan, self.dtype)
+        if None not in where:
+            at = dict(zip(self._at, where, strict=True))
+            answer[tuple(at.get(place, slice(None)) for place in kept)] = drawn
+        return answer
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         whole = np.full(self.shape, np.nan, dtype=dtype or self.dtype)
         whole[tuple(self._at.get(place, slice(None)) for place in range(self.ndim))] = self.plane
         return whole
+
+
+def _place_in(pick: range | int, number: int) -> int | None:
+    """Where a number is among those that are picked; None where it is not."""
+    numbers = pick if isinstance(pick, range) else (pick,)
+    return numbers.index(number) if number in numbers else None
 
 
 class TopImage(Image):  # type: ignore[misc]
@@ -106,6 +123,10 @@ class TopImage(Image):  # type: ignore[misc]
 
     def place(self, data: Any, affine: npt.NDArray[np.float64]) -> None:
         """Show something else, elsewhere."""
+        self._put(data, affine)
+        self.refresh()
+
+    def _put(self, data: Any, affine: npt.NDArray[np.float64]) -> None:
         # Each setter refreshes the layer and tells the window, ten milliseconds or more: once
         # is enough, when both fit together. Sliders do not change, see ``extent``.
         self._placing = True
@@ -115,7 +136,15 @@ class TopImage(Image):  # type: ignore[misc]
                 self.data = data
         finally:
             self._placing = False
-        self.refresh()
+
+    def _slice_dims(self, dims: Dims, force: bool = False) -> None:
+        """As an image's, but of one slice nothing is drawn in 3D: that would be all its depth.
+
+        Whoever placed it hides it then, but hears of the display after napari has drawn it.
+        """
+        if dims.ndisplay == 3 and isinstance(self.data, OneSlice):
+            self._put(np.full([1] * self.ndim, np.nan, np.float32), self.affine)
+        super()._slice_dims(dims, force)
 
     def refresh(self, event: Any = None, **parts: bool) -> None:
         """As an image's, without a thumbnail, which nobody looks at while the camera moves."""

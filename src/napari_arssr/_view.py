@@ -10,7 +10,7 @@ import numpy.typing as npt
 from napari.utils.transforms import Affine
 from qtpy.QtCore import QTimer
 
-from napari_arssr._layers import volume_of
+from napari_arssr._layers import HELPER, volume_of
 from napari_arssr.errors import UsageError
 from napari_arssr.slice_view import SliceView
 from napari_arssr.volume import Box, Volume
@@ -34,10 +34,8 @@ __all__ = [
     "visible_box",
 ]
 
-# Keys of a layer's metadata: of which layer it is the result, by that one's unique id; and
-# whether it only helps to look at others.
+# Key of a layer's metadata: of which layer it is the result, by that one's unique id.
 _RESULT_OF = "napari-arssr result of"
-_HELPER = "napari-arssr helper"
 
 
 def affine_of(layer: Layer) -> npt.NDArray[np.float64]:
@@ -163,12 +161,12 @@ def is_made(layer: Layer) -> bool:
 
 def mark_helper(layer: Layer) -> None:
     """Mark a layer that only helps to look at others."""
-    layer.metadata = {**layer.metadata, _HELPER: True}
+    layer.metadata = {**layer.metadata, HELPER: True}
 
 
 def is_helper(layer: Layer) -> bool:
     """Whether a layer only helps to look at others, and is no image to run on."""
-    return bool(layer.metadata.get(_HELPER))
+    return bool(layer.metadata.get(HELPER))
 
 
 def _affine_in(viewer: ViewerModel, layer: Layer) -> npt.NDArray[np.float64]:

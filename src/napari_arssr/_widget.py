@@ -212,7 +212,7 @@ class UpsampleWidget(Dock):
             None if self.advanced.every_frame or volume.data.ndim == 3 else self._frame(),
             self._settings(),
         )
-        require(plan.bytes_needed, "This", _less_memory(plan))
+        require(plan.bytes_needed, "This", plan.way_out)
         return plan
 
     def _frame(self) -> int:
@@ -416,9 +416,3 @@ def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = No
 def _command(plan: Plan, source: Path, _report: VagueReport, stop: Stop) -> str:
     same_as_file(plan.volume, source, stop)
     return plan.command(source)
-
-
-def _less_memory(plan: Plan) -> str:
-    """What to do where a plan needs more memory than there is."""
-    way_out = "choose a lower scale or a drawn box"
-    return f"{way_out}, or one frame under Advanced" if plan.frames > 1 else way_out

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr._layers import LayerData, loaded, volume_of_data
+from napari_arssr._layers import HELPER, LayerData, loaded, volume_of_data
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.files import make_folder
 from napari_arssr.io import (
@@ -44,6 +44,7 @@ _TIFF_OTHER = ("uint16", "int16")
 _NIFTI_OTHER = ("int32",)
 _TIFF = (".tif", ".tiff")
 _NIFTI = ".nii.gz"
+_VOLUMES = ("image", "labels")
 _NOT_IN_NAMES = frozenset('<>:"/\\|?*')
 
 _PART = 1 << 24  # voxels loaded at a time
@@ -91,7 +92,10 @@ def write_labels_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 
 
 def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
-    """Write several image and labels layers, each as a NIfTI file of its name in one folder.
+    """Write several layers, each as a NIfTI file of its name in one folder.
+
+    Layers that are no volumes (points, shapes), or only help to look at others (the split view,
+    the live view, a drawn box), are left out, and a notification says so.
 
     Parameters
     ----------
@@ -108,12 +112,17 @@ def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
     Raises
     ------
     FileError
-        As :func:`write_image`, or if a file is there already. Nothing is left behind then.
+        As :func:`write_image`, or if a file is there already or no layer is a volume. Nothing is
+        left behind then.
     """
     given = known_suffix(path)
     if given in _TIFF:
         raise FileError(f"{path}: several layers are saved as NIfTI; give a folder.")
     folder, suffix = Path(path[: len(path) - len(given)]), given or _NIFTI
+    left_out = _left_out(layers)
+    layers = [layer for layer in layers if _is_volume(layer)]
+    if not layers:
+        raise FileError(f"{left_out} Select images or labels.")
     targets = [folder / f"{name}{suffix}" for name in _file_names(layers)]
     for target in targets:
         there = [file for file in files_of(target) if file.exists()]
@@ -130,7 +139,39 @@ def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
                 undo.callback(Path(file).unlink)
             written += files
         undo.pop_all()  # all are there
+    if left_out:
+        from napari.utils.notifications import show_warning
+
+        show_warning(left_out)
     return written
+
+
+def _is_helper(meta: dict[str, Any]) -> bool:
+    return bool((meta.get("metadata") or {}).get(HELPER))
+
+
+def _is_volume(layer: LayerData) -> bool:
+    _, meta, kind = layer
+    return kind in _VOLUMES and not _is_helper(meta)
+
+
+def _left_out(layers: Sequence[LayerData]) -> str:
+    """What is not written of several layers, in a sentence or two; empty where all are."""
+    helpers = [str(meta["name"]) for _, meta, _ in layers if _is_helper(meta)]
+    others = [
+        f"{meta['name']} ({kind})"
+        for _, meta, kind in layers
+        if kind not in _VOLUMES and not _is_helper(meta)
+    ]
+    words = []
+    if others:
+        words.append(
+            f"Not saved, being no volumes: {', '.join(others)}; save each by itself, which napari "
+            "does in a format of its own."
+        )
+    if helpers:
+        words.append(f"Not saved, since they only help to look: {', '.join(helpers)}.")
+    return " ".join(words)
 
 
 def _file_names(layers: Sequence[LayerData]) -> list[str]:
@@ -225,6 +266,8 @@ def _origin(volume: Volume, kind: str) -> Origin:
     if (origin.intent[0] in LABEL_INTENTS) != (kind == "labels"):
         intent = LABEL if kind == "labels" else 0
         origin = replace(origin, intent=(intent, (0.0, 0.0, 0.0), ""), display_range=(0.0, 0.0))
+    if volume.time_step:
+        origin = replace(origin, time_start=volume.time_start)
     record = provenance_of(volume)
     if record:  # a result: what made it, not what made its input
         origin = replace(origin, description="", provenance=record)

@@ -614,6 +614,8 @@ class Volume:
         How messages call it: usually the file's name.
     metadata : dict
         What a reader wants to find again when writing (see :mod:`napari_arssr.io`).
+    time_start : float
+        When the first frame is: seconds, or frames where the time step is unknown.
 
     Raises
     ------
@@ -626,6 +628,7 @@ class Volume:
     time_step: float = 0.0
     name: str = "volume"
     metadata: dict[str, Any] = field(default_factory=dict)
+    time_start: float = 0.0
 
     def __post_init__(self) -> None:
         if self.data.ndim not in (3, 4):
@@ -685,7 +688,7 @@ class Volume:
             raise UsageError(f"{name} is empty, its shape {tuple(data.shape)}.")
         if not np.isfinite(matrix).all():
             raise UsageError(f"{name}: its transforms are not all finite numbers; set them anew.")
-        time_step = 0.0
+        time_step = time_start = 0.0
         if series:
             step, unit = float(matrix[0, 0]), units[0]
             mixed = np.abs([*matrix[0, 1:-1], *matrix[1:-1, 0]]).max()
@@ -695,6 +698,7 @@ class Volume:
                     "for example with layer.affine = None."
                 )
             time_step = step * unit if unit is not None else 0.0 if step == 1 else step
+            time_start = float(matrix[0, -1]) * (1.0 if unit is None else unit)
             matrix, units = matrix[1:, 1:], units[1:]
         matrix = np.diag([*(1.0 if unit is None else unit for unit in units), 1.0]) @ matrix
         try:
@@ -703,7 +707,7 @@ class Volume:
             raise UsageError(f"{name}: {error}") from None
         if data.ndim - series == 2:
             data = data[:, None] if series else data[None]
-        return cls(data, grid.affine, time_step if series else 0.0, name, dict(metadata or {}))
+        return cls(data, grid.affine, time_step, name, dict(metadata or {}), time_start)
 
     @property
     def grid(self) -> Grid:
@@ -735,6 +739,7 @@ class Volume:
             return affine
         with_time = np.eye(5)
         with_time[0, 0] = self.time_step or 1.0
+        with_time[0, -1] = self.time_start
         with_time[1:, 1:] = affine
         return with_time
 
@@ -800,7 +805,7 @@ class Volume:
             )
         if self.data.ndim == 3:
             return self
-        return replace(self, data=self.data[number], time_step=0.0)
+        return replace(self, data=self.data[number], time_step=0.0, time_start=0.0)
 
     def thinned(self, steps: Shape) -> Volume:
         """Every n-th voxel along each axis, as :meth:`Grid.thinned`; the array is a view."""
