@@ -423,6 +423,31 @@ def test_4d_in_is_4d_out_with_its_time_step(
     assert len(provenance(whole)["normalization"]) == 3
 
 
+def test_a_series_starts_when_its_input_does(
+    run: Run, upsampled: Callable[..., nib.Nifti1Image], series: Path, tmp_path: Path
+) -> None:
+    image = nib.load(series, mmap=False)
+    image.header["toffset"] = 700  # ms, as its time step
+    nib.save(image, tmp_path / "late.nii")
+    result = upsampled("--scale", "2", source=tmp_path / "late.nii")
+    assert result.header["toffset"] == pytest.approx(0.7)
+    low = tmp_path / "low.nii"
+    assert run("simulate", tmp_path / "late.nii", low, "--scale", "2").status == 0
+    assert nib.load(low).header["toffset"] == pytest.approx(0.7)
+    one = upsampled("--scale", "1", "--frame", "1", source=low, output=tmp_path / "one.nii")
+    assert one.header["toffset"] == 0  # which is no series
+
+
+def test_a_frame_without_values_is_named(
+    *, refuse: Refuse, series: Path, out: Path, tiny: Path, tmp_path: Path
+) -> None:
+    data = nib.load(series).get_fdata(dtype=np.float32)
+    data[..., 1] = np.nan
+    bad = save_scan(tmp_path / "bad.nii", data)
+    words = ["upsample", bad, out, "--weights", tiny, "--scale", "2"]
+    refuse(1, ["bad.nii, frame 1: it holds no finite value"], *words)
+
+
 @pytest.mark.parametrize(("frame", "part"), [("3", "no frame 3"), ("-1", "no frame -1")])
 def test_a_frame_that_is_not_there_is_wrong_use(
     *, refuse: Refuse, series: Path, out: Path, tiny: Path, frame: str, part: str
@@ -559,13 +584,16 @@ def test_same_keeps_type_and_scale_factors(
     np.testing.assert_allclose(result.get_fdata(), real, atol=0.0126)
 
 
-@pytest.mark.parametrize("dtype", ["int12", "complex64", "bool", "U5", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["int12", "(2,", "1(", "f4,f4", "complex64", "bool", "U5", "float16"]
+)
 def test_a_number_type_that_no_file_holds_is_wrong_use(
     refuse: Refuse, scan: Path, out: Path, tiny: Path, dtype: str
 ) -> None:
     words = ["upsample", scan, out, "--weights", tiny, "--scale", "2", "--dtype", dtype]
-    message = refuse(2, ["float32"], *words)
-    assert str(np.dtype(dtype)) in message if dtype != "int12" else "'int12'" in message
+    message = refuse(2, [str(out), "float32"], *words)
+    unknown = dtype in ("int12", "(2,", "1(")
+    assert (repr(dtype) if unknown else str(np.dtype(dtype))) in message
 
 
 def test_the_header_says_what_made_it(
@@ -1219,6 +1247,22 @@ def test_voxels_that_are_not_finite_spoil_only_their_own_cells(
     assert far.max() < 20
 
 
+@pytest.mark.parametrize("command", ["upsample", "simulate"])
+def test_a_value_beyond_float32_is_refused_by_name(
+    *, refuse: Refuse, out: Path, tmp_path: Path, command: str
+) -> None:
+    data = voxels()
+    data[3, 2, 1] = -1e39
+    source = save_scan(tmp_path / "large.nii", data)
+    parts = ["large.nii holds the value -1e+39", "float32", "scale its values down"]
+    refuse(1, parts, command, source, out, "--scale", "2")
+    stored = np.full(SHAPE, 1000, np.int16)
+    source = raw_header(tmp_path / "scaled.nii", datatype=4, bitpix=16, scl_slope=1e37)
+    source.write_bytes(source.read_bytes()[:352] + stored.tobytes())
+    parts = [str(source), "scale factors 1e+37 and 0", "float32 cannot hold", "header"]
+    refuse(1, parts, command, source, out, "--scale", "2")
+
+
 @pytest.mark.parametrize("value", [0, 7, -1000])
 def test_a_constant_volume_stays_constant(
     upsampled: Callable[..., nib.Nifti1Image], tmp_path: Path, value: int
@@ -1269,6 +1313,35 @@ def test_the_input_is_never_the_output(
     refuse(2, ["is the input itself"], *words)
 
 
+@pytest.mark.parametrize("command", ["upsample", "simulate", "fit"])
+def test_a_forgotten_output_costs_no_scan(
+    *, refuse: Refuse, scan: Path, tiny: Path, tmp_path: Path, command: str
+) -> None:
+    """Of two scans the last would be the output; several make a folder of what is a scan."""
+    second = save_scan(tmp_path / "second.nii")
+    output = ["-o", second] if command == "fit" else [second]
+    size = [] if command == "fit" else ["--scale", "2"]
+    parts = [f"{second} is there already", "no result of this program", "another name"]
+    refuse(2, parts, command, scan, *output, *size)
+
+
+def test_a_batch_replaces_its_own_results_and_nothing_else(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    scans, results = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        save_scan(scans / name)
+    words = ["upsample", scans, results, "--weights", tiny, "--quiet", "--scale"]
+    assert run(*words, "2").status == 0
+    foreign = save_scan(results / "b.nii.gz").read_bytes()
+    ran = run(*words, "1")
+    assert ran.status == 1
+    assert f"{results / 'b.nii.gz'} is there already" in ran.err
+    assert nib.load(results / "a.nii.gz").shape == SHAPE
+    assert (results / "b.nii.gz").read_bytes() == foreign
+
+
 @pytest.mark.parametrize("name", ["out.nii", "out.nii.gz", "out.img", "out.tif"])
 def test_a_disk_that_fills_leaves_nothing_and_spares_what_was_there(
     *,
@@ -1280,7 +1353,7 @@ def test_a_disk_that_fills_leaves_nothing_and_spares_what_was_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / name
-    output.write_bytes(b"an older result")
+    files.write(output, files.read(scan), dtype="f4", provenance='{"napari-arssr": {}}')
     calls: list[None] = []
     write = files.SlabWriter.write
 
@@ -1542,6 +1615,24 @@ def test_a_label_map_gets_no_label_that_it_did_not_have(
     assert run("upsample", source, image, "--weights", tiny, "--scale", "2").status == 0
     found = nib.load(image, mmap=False)
     assert (np.asarray(found.dataobj) == labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)).all()
+
+
+def test_a_simulated_label_map_is_one(run: Run, refuse: Refuse, out: Path, tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, dtype=np.int16)
+    labels[2:6, 3:, 1:4] = 17
+    image = nib.Nifti1Image(labels, oblique())
+    image.header.set_intent("label")
+    nib.save(image, tmp_path / "parts.nii")
+    ran = run("simulate", tmp_path / "parts.nii", out, "--scale", "2,1,3")
+    assert (ran.status, ran.out) == (0, f"{out}: 5 × 9 × 2 voxels, each the nearest label\n")
+    found = nib.load(out, mmap=False)
+    assert found.get_data_dtype() == np.int16
+    assert found.header.get_intent()[0] == "label"
+    assert (np.asarray(found.dataobj) == labels[1::2, :, 1::3]).all()
+    record = json.loads(found.header.extensions[0].get_content())
+    assert record == {"napari-arssr simulate": {"kind": "nearest label"}}
+    words = ["simulate", tmp_path / "parts.nii", out, "--scale", "2", "--noise", "3"]
+    refuse(2, ["parts.nii", "labels take no noise", "leave it out"], *words)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

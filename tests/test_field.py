@@ -619,6 +619,46 @@ def test_the_encoder_takes_smaller_blocks_when_memory_runs_out(
     assert_same(field.sample(grid).data, whole)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "block"), [((0, 36), (48, 64), 64), ((0, 8), (16, 64), 24)]
+)
+def test_features_are_given_up_for_what_is_asked_now(
+    before: tuple[int, int], now: tuple[int, int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another program has taken the rest of a graphics card."""
+    source = volume_of((12, 12, 64))
+    model = network("RDN", "residual")
+    whole = NetworkField(source, model, NORMALIZER)
+    field = NetworkField(source, model, NORMALIZER, tile=4)
+    first, second = (
+        source.grid.crop(Box((0, 0, a), (12, 12, b))).scaled(1.2) for a, b in (before, now)
+    )
+    field.sample(first)
+    field.features._block_voxels = 12 * 12 * block
+    kept, old = field.features._held, set(field.features._tiles)
+    encode = field._model.encode
+    failed: list[int] = []
+    done: list[int] = []
+
+    def full(patch: Tensor) -> Tensor:
+        if old & field.features._tiles.keys():
+            failed.append(patch.numel())
+            assert len(failed) < 9, "it tries for ever"
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        done.append(patch.numel())
+        result: Tensor = encode(patch)
+        return result
+
+    monkeypatch.setattr(field._model, "encode", full)
+    assert_same(field.sample(second).data, whole.sample(second).data)
+    assert failed == done[:1]  # a block as large as before
+    asked = field.features.bytes_of(Box((0, 0, now[0] - 1), (12, 12, now[1])))
+    assert field.features._held <= asked
+    assert field.features.cache_bytes == max(kept // 2, asked)
+    old.clear()
+    assert_same(field.sample(first).data, whole.sample(first).data)
+
+
 @pytest.mark.parametrize("error", errors(), ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("kind", ["scaled", "turned"])
 def test_the_decoder_takes_smaller_chunks_when_memory_runs_out(

@@ -1661,8 +1661,98 @@ def test_a_good_output_is_accepted_and_nothing_is_made(tmp_path: Path, suffix: s
     path = tmp_path / f"out{suffix}"
     assert check_output(str(path), [tmp_path / "in.nii", "elsewhere/out.nii"]) == path
     assert list(tmp_path.iterdir()) == []
-    write(path, oblique())
+    write(path, oblique(), provenance='{"napari-arssr fit": {}}')
     assert check_output(path) == path  # an older result may be replaced
+
+
+@pytest.mark.parametrize("suffix", io.SUFFIXES)
+def test_an_output_that_others_made_is_refused_and_left(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scan{suffix}"
+    for text in ("", "{", "[]", '{"other": {}}', '["napari-arssr"]'):
+        write(path, oblique(), provenance=text)
+        assert not io.is_result(path)
+        with pytest.raises(UsageError, match=r"scan.*is there already and is no result.*remove"):
+            check_output(path)
+    for file in io.files_of(path):
+        file.write_bytes(b"no volume of any kind")
+    with pytest.raises(UsageError, match="is there already"):
+        check_output(path)
+    for file in io.files_of(path):
+        file.write_bytes(b"")
+    assert check_output(path) == path  # as mktemp makes it
+
+
+def test_half_a_pair_and_a_link_to_what_is_not_fetched_are_not_replaced(tmp_path: Path) -> None:
+    pair = write(tmp_path / "pair.img", oblique(), provenance='{"napari-arssr": {}}')
+    pair.with_suffix(".hdr").unlink()
+    link = tmp_path / "link.nii.gz"
+    link.symlink_to("annex/objects/a")
+    for path in (pair, link):
+        with pytest.raises(UsageError, match="is there already"):
+            check_output(path)
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".tif"])
+def test_whether_a_file_is_a_result_is_seen_without_its_voxels(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / f"a{suffix}", oblique(), provenance='{"napari-arssr": {}}')
+    monkeypatch.setattr(nifti_module, "_voxels", None)
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
+    assert io.is_result(path)
+
+
+@pytest.mark.parametrize("suffix", [*NIFTI, ".tif"])
+@pytest.mark.parametrize("most", [None, 0])
+def test_a_frame_is_read_alone(tmp_path: Path, suffix: str, most: int | None) -> None:
+    volume = oblique((4, 30, 40, 50), np.int16, time_step=2.0)
+    path = write(tmp_path / f"series{suffix}", volume)
+    for number in range(4):
+        one = read(path, frame=number, most=most)
+        np.testing.assert_array_equal(one.data, volume.data[number])
+        assert (one.frames, one.time_step, one.grid.shape) == (1, 0, (30, 40, 50))
+    for number in (4, -1):
+        with pytest.raises(UsageError, match=rf"series.*no frame {number}; it has frames 0 to 3"):
+            read(path, frame=number)
+    alone = write(tmp_path / f"alone{suffix}", volume.frame(1))
+    np.testing.assert_array_equal(read(alone, frame=0).data, volume.data[1])
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_for_a_frame_no_memory_is_taken_for_the_others(tmp_path: Path, suffix: str) -> None:
+    volume = Volume(np.zeros((50, 20, 100, 100), np.int16), rotated())
+    path = write(tmp_path / f"series{suffix}", volume)
+    read(path, frame=3)  # and all that is imported
+    tracemalloc.start()
+    one = read(path, frame=30)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * one.data.nbytes < volume.data.nbytes / 5
+
+
+def test_a_damaged_end_shows_where_it_is_read(tmp_path: Path) -> None:
+    """Of the last frame, and of an only one, the checksum behind it is looked at."""
+    for shape, last in [((3, 20, 30, 40), 2), ((20, 30, 40), 0)]:
+        path = write(tmp_path / "a.nii.gz", oblique(shape))
+        content = bytearray(path.read_bytes())
+        content[-6] ^= 1  # of the checksum
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="damaged"):
+            read(path, frame=last)
+
+
+@pytest.mark.parametrize("most", [None, 0])
+def test_scale_factors_beyond_a_number_type_are_refused(tmp_path: Path, most: int | None) -> None:
+    """Infinities that the file holds itself are its own."""
+    stored = np.array([1, 1000], np.int16).reshape(1, 1, 2)
+    with create(tmp_path / "a.nii", Grid((1, 1, 2), np.eye(4)), "i2", slope=1e37) as out:
+        out.write(stored * 1e37)
+    with pytest.raises(FileError, match=r"a\.nii: .*scale factors 1e\+37 and 0 .*float32"):
+        np.asarray(read(tmp_path / "a.nii", most=most).data)
+    with create(tmp_path / "b.nii", Grid((1, 1, 2), np.eye(4)), "f4", slope=2.0) as out:
+        out.write(np.array([np.inf, 3], np.float32).reshape(1, 1, 2))
+    assert np.asarray(read(tmp_path / "b.nii", most=most).data).tolist() == [[[np.inf, 3]]]
 
 
 @pytest.mark.parametrize("name", ["out", "out.mgz", "out.gz", ".nii"])

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 import napari_arssr
@@ -283,6 +285,78 @@ def test_what_is_no_real_number_is_refused(loaded: Loaded, dtype: Any) -> None:
         encode(volume, loaded)
 
 
+@pytest.mark.parametrize("value", [1e39, -1e300, 3e38])
+def test_a_value_beyond_what_is_computed_in_is_refused(loaded: Loaded, value: float) -> None:
+    volume = volume_of(dtype=np.float64)
+    volume.data[2, 3, 4] = value
+    for make in (lambda: upsample(volume, 2, weights=loaded), lambda: encode(volume, loaded)):
+        with pytest.raises(
+            FileError, match=rf"scan\.nii holds the value {re.escape(f'{value:g}')}"
+        ):
+            make()
+    with pytest.raises(FileError, match=r"scan\.nii holds the value"):
+        upsample(volume, 1, weights=loaded)
+
+
+def test_a_copy_needs_no_computing(loaded: Loaded, tiny: Path, tmp_path: Path) -> None:
+    volume = volume_of(dtype=np.float64)
+    volume.data[2, 3, 4] = 1e300
+    source = io.write(tmp_path / "scan.nii", volume)
+    told = upsample_file(
+        source, tmp_path / "out.nii", Target(1), dtype="same", settings=Settings(tiny)
+    )
+    assert told["output_shape"] == (10, 9, 6)
+    np.testing.assert_array_equal(io.read(tmp_path / "out.nii").data, volume.data)
+    single = volume_of()
+    single.data[2, 3, 4] = np.finfo(np.float32).min  # what says "no value" elsewhere
+    np.testing.assert_array_equal(upsample(single, 1, weights=loaded).data, single.data)
+
+
+def test_a_frame_without_values_is_named(loaded: Loaded) -> None:
+    series = volume_of((3, *SHAPE))
+    series.data[1] = np.nan
+    with pytest.raises(FileError, match=r"scan\.nii, frame 1: it holds no finite value"):
+        upsample(series, 2, weights=loaded)
+
+
+# Label maps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("frames", [(), (2,)])
+def test_a_label_map_gets_no_label_that_it_did_not_have(
+    tiny: Path, tmp_path: Path, frames: tuple[int, ...], dtype: npt.DTypeLike
+) -> None:
+    """In Python as in files, and whether its header says what it is or its name."""
+    data = np.random.default_rng(1).integers(0, 50, (*frames, *SHAPE)).astype(dtype)
+    origin = io.Origin(intent=(io.LABEL, (0.0, 0.0, 0.0), ""))
+    labels = replace(volume_of(), data=data, metadata={"origin": origin})
+    box = Box((0, 1, 2), (4, 5, 6))
+    shares: list[float] = []
+    for given in (labels, replace(labels, name="sub-01_dseg.nii.gz", metadata={})):
+        result = upsample(
+            given, 2, weights="nothing is fetched", progress=lambda share, _: shares.append(share)
+        )
+        assert result.data.dtype == dtype
+        expected = data.repeat(2, -1).repeat(2, -2).repeat(2, -3)
+        np.testing.assert_array_equal(result.data, expected)
+    assert shares == sorted(shares[: len(shares) // 2]) * 2
+    assert shares[-1] == 1
+    part = upsample(labels, 1.7, box=box)
+    source = io.write(tmp_path / "scan.nii", labels)
+    told = upsample_file(source, tmp_path / "out.nii", Target(1.7), box=box)
+    written = io.read(tmp_path / "out.nii")
+    np.testing.assert_array_equal(written.data, part.data)
+    assert written.data.dtype == dtype
+    assert part.metadata["upsampling"] | {"frame": None} == told["settings"]
+    assert part.metadata["upsampling"]["weights"] == upsampling.NEAREST_LABEL
+
+
+def test_labels_can_be_stopped() -> None:
+    with pytest.raises(Cancelled):
+        upsample(replace(volume_of(dtype=np.uint8), name="seg"), 2, stop=lambda: True)
+
+
 # Settings ------------------------------------------------------------------------------------
 
 
@@ -374,6 +448,22 @@ def test_memory_that_is_enough_is_so_with_consistency(
     ]
     assert needs[0] > needs[1]
     upsample(volume, 6, memory=int(1.1 * needs[0]), **step)
+
+
+def test_memory_on_a_graphics_card_counts_what_is_put_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was asked for bounds the work, or is refused; with little free it is tried."""
+    card, extra, least = torch.device("cuda:0"), 1_000_000, 2_000_000
+    free = 1_000_000_000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    budget = partial(upsampling._budget, extra=extra, least=least, way_out="smaller weights")
+    assert budget(card, None) == 799_000_000
+    assert budget(card, 10_000_000) == 9_000_000
+    with pytest.raises(UsageError, match=r"2 MB of memory are too little.*need 3 MB"):
+        budget(card, 2_000_000)
+    free = 2_500_000
+    assert budget(card, None) == budget(card, 10_000_000) == least
 
 
 def test_a_result_beyond_memory_is_refused_before_the_work(

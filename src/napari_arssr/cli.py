@@ -272,7 +272,7 @@ def _summary(result: dict[str, Any], seconds: float) -> str:
     box = result["settings"]["box_zyx"]
     part = "" if box is None else f"{sizes([b - a for a, b in zip(*box, strict=True)][::-1])} of "
     frames = "" if result["frames"] == 1 else f" in {result['frames']} frames"
-    how = ", each the nearest label" if result["settings"]["weights"] == NEAREST_LABEL else ""
+    how = f", each the {NEAREST_LABEL}" if result["settings"]["weights"] == NEAREST_LABEL else ""
     return (
         f"{result['output']}: {part}{sizes(result['input_shape'])} → "
         f"{sizes(result['output_shape'])} voxels{frames}, {sizes(result['input_spacing_mm'])} → "
@@ -348,6 +348,7 @@ def _weights_verify(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from napari_arssr.degradation import ScannerModel
     from napari_arssr.simulation import simulate_file
+    from napari_arssr.upsampling import NEAREST_LABEL
 
     model = ScannerModel(options.kind, options.width)
     result = simulate_file(
@@ -356,7 +357,8 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result, indent=2))
     elif not options.quiet:
-        print(f"{result['output']}: {' × '.join(map(str, result['output_shape']))} voxels")
+        how = f", each the {NEAREST_LABEL}" if result["settings"]["kind"] == NEAREST_LABEL else ""
+        print(f"{result['output']}: {' × '.join(map(str, result['output_shape']))} voxels{how}")
     return 0
 
 
@@ -420,7 +422,8 @@ def _add_upsample(commands: Any) -> None:
         help="raise the resolution of volumes",
         description="Raise the resolution of NIfTI volumes or TIFF stacks. The result spans "
         "exactly\nwhat the input spans. Three numbers are in the file's own order (i, j, k). Of a "
-        "label map\neach voxel takes the nearest label.",
+        "label map\neach voxel takes the nearest label. A file that is there already is replaced "
+        "only if this\nprogram made it.",
         epilog="examples:\n"
         "  napari-arssr upsample t1.nii.gz out.nii.gz --scale 2.5\n"
         "  napari-arssr upsample flair.nii.gz out.nii.gz --isotropic\n"
@@ -508,7 +511,9 @@ def _add_simulate(commands: Any) -> None:
     command = commands.add_parser(
         "simulate",
         help="what a coarser scanner would see",
-        description="Make a low-resolution volume from a high-resolution one.",
+        description="Make a low-resolution volume from a high-resolution one. Of a label map each "
+        "voxel takes the nearest label. A file that is there already is replaced only if this "
+        "program made it.",
     )
     command.add_argument("input", type=Path, metavar="HR", help="a file")
     command.add_argument("output", type=Path, metavar="LR", help="a file")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 
@@ -72,10 +72,14 @@ class FeatureMap:
     def _bytes_per_voxel(self) -> int:
         return self.model.encoder.peak_channels * self.dtype.itemsize
 
+    @property
+    def _bytes_per_tile(self) -> int:
+        return self.tile**3 * self.model.config.feature_dim * self.dtype.itemsize
+
     def bytes_of(self, box: Box) -> int:
         """Memory that the features of a box take, whole tiles counted."""
         tiles = math.prod(len(r) for r in self._tile_ranges(box))
-        return tiles * self.tile**3 * self.model.config.feature_dim * self.dtype.itemsize
+        return tiles * self._bytes_per_tile
 
     def cost(self, boxes: list[Box]) -> int:
         """Voxels the encoder still has to pass, halos included, for features of ``boxes``."""
@@ -112,7 +116,7 @@ class FeatureMap:
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
-                    self._shrink(grown)
+                    self._shrink(grown, needed)
                     break  # plan again with smaller blocks
 
     def nodes(self, box: Box) -> Tensor:
@@ -163,12 +167,25 @@ class FeatureMap:
         for tile in [tile for tile in self._tiles if tile not in needed]:
             if self._held + room <= self.cache_bytes:
                 break
+            self._forget([tile])
+
+    def _forget(self, tiles: Iterable[Tile]) -> None:
+        for tile in list(tiles):
             self._held -= self._tiles.pop(tile).nbytes
 
-    def _shrink(self, failed: Box) -> None:
-        """After running out of memory: smaller blocks, or give up."""
+    def _shrink(self, failed: Box, needed: set[Tile]) -> None:
+        """After running out of memory: keep less, then smaller blocks, or give up."""
+        idle = self._tiles.keys() - needed
+        if idle:
+            # For good, or what is kept would grow to where it was: half, or all of a request.
+            self.cache_bytes = min(
+                self.cache_bytes, max(self._held // 2, len(needed) * self._bytes_per_tile)
+            )
+            self._forget(idle)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if idle:
+            return
         smallest = math.prod(min(2 * self.model.halo + self.tile, n) for n in self.shape)
         if failed.size <= smallest:
             need = failed.size * self._bytes_per_voxel / 1e6

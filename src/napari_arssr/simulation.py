@@ -9,11 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_arssr import io
 from napari_arssr.degradation import ScannerModel, with_noise
 from napari_arssr.errors import UsageError
-from napari_arssr.volume import as_triple
+from napari_arssr.request import nearest_values
+from napari_arssr.upsampling import NEAREST_LABEL, check_range
+from napari_arssr.volume import Volume, as_triple
 
 __all__ = ["simulate_file"]
 
@@ -29,9 +32,13 @@ def simulate_file(
 ) -> dict[str, Any]:
     """Make an LR file of an HR file.
 
+    Label maps take the label of the nearest voxel, as in :func:`napari_arssr.upsample`.
+
     Parameters
     ----------
     source, output : path
+        A file that is there is replaced if this program made it, see
+        :func:`napari_arssr.io.check_output`.
     scale : float or three floats
         HR voxels per LR voxel, (z, y, x); at least 1. Sizes that do not divide are rounded
         and the span is kept, so the true scale is the ratio of the two sizes.
@@ -60,15 +67,23 @@ def simulate_file(
             f"{volume.name}: a scanner cannot be simulated on voxels that are not finite; "
             "fill them first."
         )
+    check_range(volume)
     grid = volume.grid.scaled([1 / k for k in factors])
+    labels = io.is_label_map(volume)
+    if labels and noise:
+        raise UsageError(f"{volume.name} is a label map, and labels take no noise; leave it out.")
+    settings: dict[str, Any] = {"kind": NEAREST_LABEL}
+    if not labels:
+        settings = {"kind": model.kind, "width": model.width, "noise_percent": noise, "seed": seed}
     generator = np.random.default_rng(seed)
-    frames = []
-    for number in range(volume.frames):
-        frame = volume.frame(number)
-        measured = model.measure(frame, grid).data
-        frames.append(with_noise(measured, frame.data, noise, generator))
+
+    def measured(frame: Volume) -> npt.NDArray[Any]:
+        if labels:
+            return nearest_values(frame, grid)
+        return with_noise(model.measure(frame, grid).data, frame.data, noise, generator)
+
+    frames = [measured(volume.frame(number)) for number in range(volume.frames)]
     data = np.stack(frames) if volume.data.ndim == 4 else frames[0]
-    settings = {"kind": model.kind, "width": model.width, "noise_percent": noise, "seed": seed}
     io.write(
         output,
         replace(volume, data=data, affine=grid.affine),

@@ -41,6 +41,7 @@ __all__ = [
     "NEAREST_LABEL",
     "Settings",
     "Target",
+    "check_range",
     "encode",
     "output_grid",
     "upsample",
@@ -187,6 +188,7 @@ def encode(
     from napari_arssr import weights as registry
 
     _check_real(volume)
+    check_range(volume)
     _check_orientations(orientations)
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
     return _encode(
@@ -219,9 +221,11 @@ def _encode(
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
     normalizer = _fit(volume, normalize, loaded)
     least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype, orientations)
-    # Still to come on the CPU: the volume in network units and its spline coefficients, a slab
-    # of the result, a chunk's activations, and what is done beside it.
-    extra = 8 * volume.grid.size + _WORKSPACE + held
+    # Still to come: the volume's spline coefficients and a chunk's activations; on the CPU also
+    # the volume in network units, a slab of the result, and what is done beside it.
+    extra = 4 * volume.grid.size + _WORKSPACE
+    if there.type != "cuda":
+        extra += 4 * volume.grid.size + held
     smaller = "smaller weights" if orientations == 1 else "fewer orientations"
     try:
         budget = _budget(there, memory, extra, least, smaller)
@@ -286,7 +290,8 @@ def upsample(
     Volume
         float32, in the input's units; ``metadata["upsampling"]`` holds every setting. Along
         an axis of scale 1 voxels stay where they are, and with all scales 1 the result is the
-        input itself.
+        input itself. A label map (:func:`napari_arssr.io.is_label_map`) keeps its number type,
+        and each voxel takes the nearest label: between two structures there is no third.
 
     Raises
     ------
@@ -294,6 +299,7 @@ def upsample(
         If something asked for cannot be meant, or weights cannot be had.
     OutOfMemory, Cancelled
     """
+    from napari_arssr import io
     from napari_arssr import weights as registry
 
     target = Target(scale, spacing, shape, isotropic)
@@ -302,13 +308,37 @@ def upsample(
     settings = Settings(name, device, precision, memory, normalize, consistency, orientations)
     _check_real(volume)
     grid = output_grid(volume, target, box)
+    labels = io.is_label_map(volume)
+    dtype = volume.data.dtype if labels else np.dtype(np.float32)
     require(
-        grid.size * volume.frames * 4,
+        grid.size * volume.frames * dtype.itemsize,
         f"{volume.name}: a result of {grid.shape} voxels",
         "ask for a box or a coarser grid, or write it to a file, which is done slab by slab",
     )
+    data = np.empty((volume.frames, *grid.shape), dtype=dtype)
+
+    def filled(number: int, slabs: Iterator[npt.NDArray[Any]]) -> None:
+        done = 0
+        for slab in slabs:
+            data[number, done : done + len(slab)] = slab
+            done += len(slab)
+
+    def result(record: dict[str, Any]) -> Volume:
+        return replace(
+            volume,
+            data=data[0] if volume.data.ndim == 3 else data,
+            affine=grid.affine,
+            metadata=volume.metadata | {"upsampling": record},
+        )
+
+    if labels:
+        for number in range(volume.frames):
+            part = _part_of(progress, number, volume.frames)
+            filled(number, _labels(volume.frame(number), grid, part, stop))
+        return result(_labels_record(target, box))
     job = _Job.of(volume, target, box, settings, loaded)
-    data = np.empty((volume.frames, *grid.shape), dtype=np.float32)
+    if job.loaded is None and volume.data.dtype.itemsize > data.itemsize:
+        check_range(volume)  # a copy of it in fewer bits
     used: list[Normalizer] = []
 
     @contextmanager
@@ -318,18 +348,10 @@ def upsample(
             yield field
 
     for number in range(volume.frames):
-        done = 0
         part = _part_of(progress, number, volume.frames)
         # A field that is lent has its intensities' range already.
-        for slab in job.slabs(number, normalize, noted, part, stop):
-            data[number, done : done + len(slab)] = slab
-            done += len(slab)
-    return replace(
-        volume,
-        data=data[0] if volume.data.ndim == 3 else data,
-        affine=grid.affine,
-        metadata=volume.metadata | {"upsampling": job.record_with(used)},
-    )
+        filled(number, job.slabs(number, normalize, noted, part, stop))
+    return result(job.record_with(used))
 
 
 def upsample_file(
@@ -346,11 +368,13 @@ def upsample_file(
 ) -> dict[str, Any]:
     """Upsample a file into a file, slab by slab: the result is never held whole.
 
-    Label maps take the label of the nearest voxel: between two structures there is no third.
+    Label maps take the label of the nearest voxel, as in :func:`upsample`.
 
     Parameters
     ----------
     source, output : path
+        A file that is there is replaced if this program made it, see
+        :func:`napari_arssr.io.check_output`.
     target : Target
     box : Box, or a function that takes the input's grid to one
     frame : int, optional
@@ -372,9 +396,7 @@ def upsample_file(
 
     settings = settings or Settings()
     output = io.check_output(output, [io.check_input(source)])
-    volume = io.read(source)
-    if frame is not None:
-        volume = volume.frame(frame)
+    volume = io.read(source, frame=frame)
     try:
         chosen = box(volume.grid) if callable(box) else box
     except UsageError as error:
@@ -388,8 +410,7 @@ def upsample_file(
     # The header is written before the first voxel, so what it says is settled before.
     if io.is_label_map(volume):
         name = NEAREST_LABEL
-        used = Settings(weights=name)  # of the others nothing is looked at
-        record = _settings_record(used, target, chosen)
+        record = _labels_record(target, chosen)
         number_type = number_type if dtype else volume.data.dtype
 
         def slabs(number: int, part: Report) -> Iterator[npt.NDArray[Any]]:
@@ -430,6 +451,11 @@ def upsample_file(
         "output_spacing_mm": [round(s, 6) for s in grid.spacing[::-1]],
         "settings": record,
     }
+
+
+def _labels_record(target: Target, box: Box | None) -> dict[str, Any]:
+    """What is done to a label map, ready for JSON: of other settings nothing is looked at."""
+    return _settings_record(Settings(weights=NEAREST_LABEL), target, box)
 
 
 def _labels(volume: Volume, grid: Grid, progress: Report, stop: Stop) -> Iterator[npt.NDArray[Any]]:
@@ -490,6 +516,7 @@ class _Job:
         record = _settings_record(settings, target, box)
         if target.grid(volume.grid).shape == volume.grid.shape:
             return cls(volume, target, box, settings, grid, None, record)
+        check_range(volume)
         loaded = loaded or registry.load(settings.weights)
         device = choose_device(settings.device)
         precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
@@ -508,8 +535,15 @@ class _Job:
         """Of each frame; none where the result is the input itself."""
         if self.loaded is None:
             return []
-        frames = (self.volume.frame(number) for number in range(self.volume.frames))
+        frames = map(self.frame, range(self.volume.frames))
         return [_fit(frame, self.settings.normalize, self.loaded) for frame in frames]
+
+    def frame(self, number: int) -> Volume:
+        """A frame; in a series messages call it by its number."""
+        frame = self.volume.frame(number)
+        if self.volume.frames == 1:
+            return frame
+        return replace(frame, name=f"{self.volume.name}, frame {number}")
 
     def record_with(self, normalizers: Sequence[Normalizer]) -> dict[str, Any]:
         """The record, whole."""
@@ -526,7 +560,7 @@ class _Job:
         stop: Stop,
     ) -> Iterator[npt.NDArray[Any]]:
         """The result of a frame, slab by slab along z; its field is let go of at the end."""
-        frame = self.volume.frame(number)
+        frame = self.frame(number)
         if self.loaded is None:
             yield (frame if self.box is None else frame.crop(self.box)).data
             progress(1.0, "copy")
@@ -646,6 +680,27 @@ def _check_real(volume: Volume) -> None:
         )
 
 
+def check_range(volume: Volume) -> None:
+    """See that float32, which all is computed in, holds a volume and what is made of it.
+
+    Raises
+    ------
+    FileError
+        If a voxel is too large, though finite.
+    """
+    data: Any = volume.data
+    if data.dtype.kind != "f":
+        return
+    for index in np.ndindex(data.shape[:-2]):  # the whole might take as much memory again
+        plane = np.asarray(data[index])
+        beyond = plane[np.isfinite(plane) & (np.abs(plane) > _LARGEST_VALUE)]
+        if beyond.size:
+            raise FileError(
+                f"{volume.name} holds the value {beyond[0]:g}, and computing is in float32, up to "
+                f"{_LARGEST_VALUE:.2g}; scale its values down, or make such voxels NaN."
+            )
+
+
 def _gigabytes(size: float) -> str:
     # Rounded up: what is said to be needed is enough.
     return f"{math.ceil(size / 1e8) / 10} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
@@ -655,11 +710,11 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, wa
     """Bytes for features and the encoder's work: what ``memory`` leaves after all else."""
     import psutil
 
-    if device.type == "cuda":
-        return for_work(device, memory)
-    if memory is None:
-        return max(for_work(device) - extra, least)
-    taken = psutil.Process().memory_info().rss
+    most = for_work(device, memory)
+    if memory is None or most < memory:  # as much as is free, which may be too little or just do
+        return max(most - extra, least)
+    # What this process has taken on a GPU is for work that is over, or not for this one.
+    taken = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
     left = memory - taken - extra
     if left < least:
         raise UsageError(
@@ -669,5 +724,7 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, wa
     return left
 
 
+# A network may overshoot, and a range reaches from far below zero to far above.
+_LARGEST_VALUE = float(np.finfo(np.float32).max) / 8
 _LABEL_PLANES = 16
 _WORKSPACE = 256 << 20

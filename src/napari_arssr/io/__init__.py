@@ -16,7 +16,8 @@ but loses orientation and origin. A stack of one plane cannot be told from a pic
 refused as one.
 
 A file under its final name is always whole: it is written under a hidden name beside it,
-flushed to the disk, and renamed.
+flushed to the disk, and renamed. Commands replace no file that another program made
+(:func:`~napari_arssr.io.check_output`); :func:`~napari_arssr.io.write` replaces any.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from napari_arssr.io.origin import (
 from napari_arssr.io.paths import (
     SUFFIXES,
     check_input,
-    check_output,
     files_of,
     known_suffix,
     stem,
@@ -41,6 +41,7 @@ from napari_arssr.io.paths import (
     without_suffix,
 )
 from napari_arssr.io.reading import read
+from napari_arssr.io.results import check_output, is_result
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.writing import SlabWriter, create, write
 
@@ -57,6 +58,7 @@ __all__ = [
     "create",
     "files_of",
     "is_label_map",
+    "is_result",
     "known_suffix",
     "origin_of",
     "provenance_of",

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_arssr.errors import UsageError
+
 __all__ = ["cast", "real_dtype", "real_values"]
 
 
@@ -70,15 +72,26 @@ def _clip_integers(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray
 
 
 def real_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
-    """Stored numbers · slope + intercept, in native byte order."""
+    """Stored numbers · slope + intercept, in native byte order.
+
+    Raises
+    ------
+    UsageError
+        If one of them is larger than their type can hold.
+    """
     dtype = real_dtype(stored.dtype, slope, intercept)
     if slope == 1 and intercept == 0:
         return stored.astype(dtype, copy=False)
     real = np.empty(stored.shape, dtype)
     # Plane by plane in float64: rounded once, without a float64 copy of the whole volume.
-    with np.errstate(over="ignore"):
-        for index in np.ndindex(stored.shape[:-2]):
-            real[index] = stored[index] * np.float64(slope) + np.float64(intercept)
+    try:
+        with np.errstate(over="raise"):
+            for index in np.ndindex(stored.shape[:-2]):
+                real[index] = stored[index] * np.float64(slope) + np.float64(intercept)
+    except FloatingPointError:
+        raise UsageError(
+            f"The scale factors {slope:g} and {intercept:g} make values that {dtype} cannot hold."
+        ) from None
     return real
 
 

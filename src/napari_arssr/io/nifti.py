@@ -26,10 +26,10 @@ from napari_arssr.io.casting import real_dtype, real_values
 from napari_arssr.io.origin import ALIGNED, Layout, Origin
 from napari_arssr.io.paths import KNOWN, files_of
 from napari_arssr.io.stored import StoredArray, StoredImage
-from napari_arssr.io.troubles import closing, cut_off, not_real
+from napari_arssr.io.troubles import NoFrame, closing, cut_off, not_real
 from napari_arssr.volume import Grid, Volume
 
-__all__ = ["DTYPES", "LARGEST_EXPANSION", "read", "start"]
+__all__ = ["DTYPES", "LARGEST_EXPANSION", "provenance", "read", "start"]
 
 DTYPES: dict[int, np.dtype[Any]] = {
     2: np.dtype("u1"),
@@ -99,27 +99,30 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def read(path: Path, most: int | None = None) -> Volume:
+def read(path: Path, most: int | None = None, frame: int | None = None) -> Volume:
     """Read one image; see :func:`napari_arssr.io.read`."""
-    image, header_path = files_of(path)[0], files_of(path)[-1]
-    single = image == header_path
-    with _opened(header_path) as file:
-        header = _header(path, file.read(540), single=single)
-        offset = _data_offset(path, header, single=single)
-        comments = _comments(file, header, offset if single else None)
+    image = files_of(path)[0]
+    header, offset, comments = _head(path)
     # All that the header can be refused for comes before the voxels, which may take long.
     shape = _shape(path, header)
+    frames = shape[3] if len(shape) == 4 else 1
+    if frame is not None and not 0 <= frame < frames:
+        raise NoFrame(f"{path.name}: there is no frame {frame}; it has frames 0 to {frames - 1}.")
     dtype = _dtype(path, header)
     slope, intercept = _scale_factors(path, header)
     affine, form_code = _affine(path, header, (shape[0], shape[1], shape[2]))
     data: Any  # an array, or what reads one
     real = real_dtype(dtype, slope, intercept)
     with _opened(image) as file:
+        _check_size(image, file, offset, math.prod(shape) * dtype.itemsize)
+        last = frame in (None, frames - 1)
+        if frame is not None:
+            shape = shape[:3]
+            offset += frame * math.prod(shape) * dtype.itemsize
         if most is None or math.prod(shape) * real.itemsize <= most:
-            stored = _voxels(image, file, shape[::-1], dtype, offset)
+            stored = _voxels(image, file, shape[::-1], dtype, offset, last=last)
             data = real_values(stored, slope, intercept)
         else:
-            _check_size(image, file, offset, math.prod(shape) * dtype.itemsize)
             convert = partial(real_values, slope=slope, intercept=intercept)
             data = StoredArray(
                 StoredImage(
@@ -150,11 +153,27 @@ def read(path: Path, most: int | None = None) -> Volume:
                     _text(header["intent_name"]),
                 ),
                 display_range=(float(header["cal_min"]), float(header["cal_max"])),
+                time_start=_time_start(header),
                 description=_text(header["descrip"]),
                 provenance=comments,
             )
         },
     )
+
+
+def provenance(path: Path) -> str:
+    """What the comment extensions say of how an image was made; its voxels are not read."""
+    return _head(path)[2]
+
+
+def _head(path: Path) -> tuple[_Header, int, str]:
+    """Header, byte at which the voxels begin, comments."""
+    image, header_path = files_of(path)[0], files_of(path)[-1]
+    single = image == header_path
+    with _opened(header_path) as file:
+        header = _header(path, file.read(540), single=single)
+        offset = _data_offset(path, header, single=single)
+        return header, offset, _comments(file, header, offset if single else None)
 
 
 def _header(path: Path, head: bytes, *, single: bool) -> _Header:
@@ -255,12 +274,17 @@ def _dtype(path: Path, header: _Header) -> np.dtype[Any]:
 
 
 def _voxels(
-    path: Path, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int
+    path: Path,
+    file: BinaryIO,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    offset: int,
+    *,
+    last: bool,
 ) -> _Array:
-    """Read an array and, in a compressed file, all behind it, which checks its checksum."""
+    """Read an array and, if it is the last in a compressed file, its checksum behind it."""
     need = math.prod(shape) * dtype.itemsize
     zipped = isinstance(file, gzip.GzipFile)
-    _check_size(path, file, offset, need)
     array = np.empty(shape, dtype)
     raw = memoryview(cast(Any, array.reshape(-1).view(np.uint8)))
     file.seek(offset)
@@ -270,7 +294,7 @@ def _voxels(
         if not count:
             raise cut_off(path, need, have)
         have += count
-    while zipped and file.read(_CHUNK):
+    while last and zipped and file.read(_CHUNK):
         pass
     return array
 
@@ -357,9 +381,19 @@ def _other_form(
 
 
 def _time_step(header: _Header) -> float:
+    seconds = _seconds(header, header["pixdim"][4])
+    return seconds if seconds > 0 else 0.0
+
+
+def _time_start(header: _Header) -> float:
+    return _seconds(header, header["toffset"])
+
+
+def _seconds(header: _Header, value: Any) -> float:
+    """A time in the header's unit; 0 where it is none."""
     # Other codes count hertz, ppm or radians: frames, but no time.
-    seconds = float(header["pixdim"][4]) * _SECONDS.get(int(header["xyzt_units"]) & 56, 0.0)
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+    seconds = float(value) * _SECONDS.get(int(header["xyzt_units"]) & 56, 0.0)
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _text(value: Any) -> str:
@@ -405,6 +439,7 @@ def _new_header(layout: Layout, *, pair: bool) -> _Header:
     # The field itself: nibabel's setter has special shapes for FreeSurfer's surfaces.
     header["dim"] = [len(sizes), *sizes, *[1] * (7 - len(sizes))]
     header["pixdim"][4] = layout.time_step if layout.frames > 1 else 0
+    header["toffset"] = origin.time_start if layout.frames > 1 else 0
     header.set_xyzt_units("mm", "sec")
     code = origin.form_code if 1 <= origin.form_code <= 5 else ALIGNED
     header.set_sform(grid.affine, code)

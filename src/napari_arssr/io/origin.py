@@ -59,6 +59,8 @@ class Origin:
         NIfTI's intent: code, three parameters, name.
     display_range : tuple of two floats
         Values to show as black and white (``cal_min``, ``cal_max``); (0, 0) when not stated.
+    time_start : float
+        Seconds at which the first frame of a series begins (``toffset``).
     description : str
         What made the volume, in short: NIfTI's ``descrip``, or the first line of ImageJ's
         "Info".
@@ -74,6 +76,7 @@ class Origin:
     qform: tuple[int, tuple[tuple[float, ...], ...]] | None = None
     intent: tuple[int, tuple[float, float, float], str] = (0, (0.0, 0.0, 0.0), "")
     display_range: tuple[float, float] = (0.0, 0.0)
+    time_start: float = 0.0
     description: str = ""
     provenance: str = ""
 

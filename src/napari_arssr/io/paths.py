@@ -14,7 +14,7 @@ __all__ = [
     "KNOWN",
     "SUFFIXES",
     "check_input",
-    "check_output",
+    "check_place",
     "files_of",
     "known_suffix",
     "stem",
@@ -108,8 +108,8 @@ def check_input(path: AnyPath) -> Path:
     return path
 
 
-def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
-    """See that a result can be written to ``path``, before the work that makes it.
+def check_place(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
+    """See that a file can be written to ``path``, whatever file is there.
 
     Parameters
     ----------
@@ -132,11 +132,11 @@ def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
     """
     path = Path(path)
     with saving(path, 0):
-        _check_output(path, inputs)
+        _check_place(path, inputs)
     return path
 
 
-def _check_output(path: Path, inputs: Iterable[AnyPath]) -> None:
+def _check_place(path: Path, inputs: Iterable[AnyPath]) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; add a file name, such as {path / 'result.nii.gz'}.")
     if not known_suffix(path):

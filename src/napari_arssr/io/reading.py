@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from napari_arssr.errors import FileError
+from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.paths import KNOWN, AnyPath, files_of, known_suffix
-from napari_arssr.io.troubles import reading
+from napari_arssr.io.troubles import NoFrame, reading
 from napari_arssr.volume import Volume
 
 __all__ = ["read"]
 
 
-def read(path: AnyPath, *, most: int | None = None) -> Volume:
+def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) -> Volume:
     """Read a NIfTI image or a TIFF stack.
 
     Parameters
@@ -23,6 +24,8 @@ def read(path: AnyPath, *, most: int | None = None) -> Volume:
     most : int, optional
         Bytes to load. The voxels of a larger NIfTI image stay in the file: ``data`` is then a
         :class:`~napari_arssr.io.StoredArray`, which reads what is indexed.
+    frame : int, optional
+        Of a series only this frame, as a 3D volume; of NIfTI no other frame's voxels are held.
 
     Returns
     -------
@@ -33,6 +36,8 @@ def read(path: AnyPath, *, most: int | None = None) -> Volume:
 
     Raises
     ------
+    UsageError
+        If there is no such frame.
     FileError
         If the file is missing, unreadable, damaged, of another kind, not 3D or 4D, not of real
         numbers, or its voxel sizes or affine cannot be.
@@ -43,8 +48,18 @@ def read(path: AnyPath, *, most: int | None = None) -> Volume:
     with reading(path):
         _check(path)
         if known_suffix(path) in tiff.SUFFIXES:
-            return tiff.read(path)
-        return nifti.read(path, most)
+            volume = tiff.read(path)
+            return volume if frame is None else _alone(volume, frame)
+        return nifti.read(path, most, frame)
+
+
+def _alone(series: Volume, frame: int) -> Volume:
+    """A frame that does not keep the others in memory."""
+    try:
+        one = series.frame(frame)
+    except UsageError as error:
+        raise NoFrame(str(error)) from None
+    return replace(one, data=one.data.copy()) if series.frames > 1 else one
 
 
 def _check(path: Path) -> None:

@@ -209,7 +209,8 @@ class StoredImage:
         places = np.ndindex(result.shape[:-2])
         for place, plane in zip(places, product(*picks[:-2]), strict=True):
             values = self._rows(plane, rows)[every_row, columns][:, every_column]
-            result[place] = self._convert(values)
+            with reading(self._path):
+                result[place] = self._convert(values)
         return result
 
     def _rows(self, plane: tuple[int, ...], rows: slice) -> _Array:

@@ -26,7 +26,7 @@ from napari_arssr.volume import Grid, Triple, Volume
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
-__all__ = ["DTYPES", "SUFFIXES", "read", "start"]
+__all__ = ["DTYPES", "SUFFIXES", "provenance", "read", "start"]
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -67,29 +67,12 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 6
 
 def read(path: Path) -> Volume:
     """Read one stack; see :func:`napari_arssr.io.read`."""
-    import tifffile
-
-    # Whatever a broken file makes of tifffile's parser (it raises nearly everything) is one
-    # thing to the user. Its log repeats in its own words what is said here.
-    try:
-        with _quiet(), tifffile.TiffFile(path) as tiff:
-            series = _only_series(path, tiff)
-            axes = _sizes(path, series)
-            stored = series.asarray().reshape(*axes.values())
-            spacing, time_step, description, provenance = _metadata(tiff)
-            slope, intercept = _calibration(path, tiff, stored.dtype)
-    except (FileError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        if "imagecodecs" in str(error):
-            raise FileError(
-                f"{path} is compressed in a way that needs one more package; run "
-                "`pip install imagecodecs`, or save it uncompressed."
-            ) from None
-        raise FileError(
-            f"{path} is not a whole TIFF file ({str(error) or type(error).__name__}); copy or "
-            "export it again."
-        ) from None
+    with _opened(path) as tiff:
+        series = _only_series(path, tiff)
+        axes = _sizes(path, series)
+        stored = series.asarray().reshape(*axes.values())
+        spacing, time_step, description, made_by = _metadata(tiff)
+        slope, intercept = _calibration(path, tiff, stored.dtype)
     if tuple(axes)[:2] == ("Z", "T"):
         stored = stored.swapaxes(0, 1)
     native = stored.dtype.newbyteorder("=")
@@ -115,10 +98,39 @@ def read(path: Path) -> Volume:
                 slope=slope,
                 intercept=intercept,
                 description=description,
-                provenance=provenance,
+                provenance=made_by,
             )
         },
     )
+
+
+def provenance(path: Path) -> str:
+    """What ImageJ's "Info" says of how a stack was made; its voxels are not read."""
+    with _opened(path) as tiff:
+        return _metadata(tiff)[3]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TiffFile]:
+    import tifffile
+
+    # Whatever a broken file makes of tifffile's parser (it raises nearly everything) is one
+    # thing to the user. Its log repeats in its own words what is said here.
+    try:
+        with _quiet(), tifffile.TiffFile(path) as tiff:
+            yield tiff
+    except (FileError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if "imagecodecs" in str(error):
+            raise FileError(
+                f"{path} is compressed in a way that needs one more package; run "
+                "`pip install imagecodecs`, or save it uncompressed."
+            ) from None
+        raise FileError(
+            f"{path} is not a whole TIFF file ({str(error) or type(error).__name__}); copy or "
+            "export it again."
+        ) from None
 
 
 class _Quiet(logging.Filter):

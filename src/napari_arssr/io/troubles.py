@@ -12,10 +12,23 @@ from typing import BinaryIO
 
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
 
-__all__ = ["closing", "cut_off", "disk_full", "not_real", "reading", "reason", "saving"]
+__all__ = [
+    "NoFrame",
+    "closing",
+    "cut_off",
+    "disk_full",
+    "not_real",
+    "reading",
+    "reason",
+    "saving",
+]
 
 # No room left, a quota used up, a file as large as one may be here.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+class NoFrame(UsageError):
+    """A frame was asked for that the file does not have: no fault of the file."""
 
 
 def reason(error: OSError) -> str:
@@ -50,6 +63,8 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what the system, zlib and :mod:`napari_arssr.volume` raise into one sentence."""
     try:
         yield
+    except NoFrame:
+        raise
     except UsageError as error:  # what Volume and Grid refuse comes from the file here
         sentence = str(error).removeprefix(f"{path.name}: ")
         raise FileError(f"{path}: {sentence} Correct its header, or export it again.") from None

@@ -20,7 +20,7 @@ from napari_arssr.files import PARTIAL, sync_folder
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.casting import cast
 from napari_arssr.io.origin import Layout, Origin, origin_of, provenance_of
-from napari_arssr.io.paths import AnyPath, check_output, files_of, known_suffix
+from napari_arssr.io.paths import AnyPath, check_place, files_of, known_suffix
 from napari_arssr.io.troubles import disk_full, saving
 from napari_arssr.volume import Grid, Volume
 
@@ -204,11 +204,11 @@ def create(
     Raises
     ------
     UsageError, FileError
-        As :func:`~napari_arssr.io.write` and :func:`~napari_arssr.io.check_output`.
+        As :func:`~napari_arssr.io.write`; an older file of that name is replaced, whoever made it.
     ValueError
         If planes are missing at the end.
     """
-    path = check_output(path)
+    path = check_place(path)
     layout = Layout(
         grid,
         _storable(path, dtype, scaled=slope != 1 or intercept != 0),
@@ -249,8 +249,8 @@ def _storable(path: Path, dtype: npt.DTypeLike, *, scaled: bool) -> np.dtype[Any
     """The type in native byte order, if the format can hold it."""
     try:
         kind = np.dtype(dtype).newbyteorder("=")
-    except TypeError:
-        raise UsageError(f"{dtype!r} is no number type; choose int16 or float32.") from None
+    except (TypeError, ValueError, SyntaxError):  # numpy parses what has brackets as Python
+        raise UsageError(f"{path}: {dtype!r} is no number type; choose int16 or float32.") from None
     if known_suffix(path) not in tiff.SUFFIXES:
         if kind not in nifti.DTYPES.values():
             raise UsageError(

@@ -1,0 +1,74 @@
+"""What a result may replace: nothing that somebody else has made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from napari_arssr.errors import FileError, UsageError
+from napari_arssr.io import nifti, tiff
+from napari_arssr.io.paths import AnyPath, check_place, files_of, known_suffix
+from napari_arssr.io.troubles import reading
+
+__all__ = ["RECORD", "check_output", "is_result"]
+
+RECORD = "napari-arssr"
+"""How the name of a record begins that this program leaves in what it makes."""
+
+
+def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
+    """See that a result can be written to ``path``, before the work that makes it.
+
+    A file that is there already is replaced if this program made it (:func:`is_result`) or it is
+    empty. Any other may be a scan: who forgets the last of two names has named an input there.
+
+    Parameters
+    ----------
+    path : path
+        Where the result shall go.
+    inputs : iterable of paths
+        Files that must not be overwritten, whoever made them.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    UsageError
+        If the suffix is unknown, or ``path`` is a folder, one of the inputs (under whatever
+        name, through whatever link), or a file that this program did not make.
+    FileError
+        If its folder is missing or cannot be written to, or the file is write-protected.
+    """
+    path = check_place(path, inputs)
+    there = [file for file in files_of(path) if _holds_something(file)]
+    if there and not is_result(path):
+        raise UsageError(
+            f"{there[0]} is there already and is no result of this program, so it is not "
+            "replaced; give the result another name, or remove that file first."
+        )
+    return path
+
+
+def is_result(path: AnyPath) -> bool:
+    """Whether this program made a file, as the record in its header says.
+
+    That is a result of ``upsample``, ``simulate`` or ``fit``, of either command line or window.
+    No voxel is looked at; a file that cannot be read is none.
+    """
+    path = Path(path)
+    read = tiff.provenance if known_suffix(path) in tiff.SUFFIXES else nifti.provenance
+    try:
+        with reading(path):
+            record = json.loads(read(path))
+    except (FileError, ValueError):
+        return False
+    return isinstance(record, dict) and any(str(name).startswith(RECORD) for name in record)
+
+
+def _holds_something(file: Path) -> bool:
+    """Whether something would be lost with a file: voxels, or a link to what is not fetched."""
+    return os.path.lexists(file) and (not file.exists() or file.stat().st_size > 0)
