@@ -399,13 +399,19 @@ def test_an_array_of_any_kind_is_saved(tmp_path: Path, shape: tuple[int, ...]) -
     np.testing.assert_array_equal(np.asanyarray(saved.dataobj).T.squeeze(), data)
 
 
+def left_in_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """What is written, (x, y, z), and a layer that reads it from there."""
+    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 100)
+    data = np.arange(2 * 30 * 40, dtype=np.int16).reshape(40, 30, 2)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+    return data, opened(path)
+
+
 def test_a_plane_that_is_still_in_its_file_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 100)
-    data = np.arange(2 * 30 * 40, dtype=np.int16).reshape(40, 30, 2)
-    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
-    plane = opened(tmp_path / "a.nii").data[1]
+    _, layer = left_in_its_file(tmp_path / "a.nii", monkeypatch)
+    plane = layer.data[1]
     assert isinstance(plane, StoredArray)
     saved = nib.load(save(tmp_path, Image(plane, contrast_limits=(0, 1)), "plane.nii"))
     np.testing.assert_array_equal(np.asanyarray(saved.dataobj)[..., 0].T, np.asarray(plane))
@@ -685,10 +691,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
 def test_saving_over_the_file_that_a_layer_still_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 100)
-    data = np.arange(2 * 30 * 40, dtype=np.int16).reshape(40, 30, 2)
-    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
-    layer = opened(tmp_path / "a.nii")
+    data, layer = left_in_its_file(tmp_path / "a.nii", monkeypatch)
     assert isinstance(layer.data, StoredArray)
     save(tmp_path, layer, "a.nii")
     np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "a.nii").dataobj), data)

@@ -300,10 +300,9 @@ class FitWidget(Dock):
     def _name_fit(self) -> None:
         """Which of several fits is meant."""
         done = self._done
-        several = done is not None and len(self._fits) > 1
         self.which.say(
             f"Of {done.fitted.title(None)}; select another fit's result to change that."
-            if done is not None and several
+            if done is not None and len(self._fits) > 1
             else ""
         )
 

@@ -294,9 +294,7 @@ def _array(data: Any) -> Any:
     napari shows whatever has a shape, a number type and slices: zarr's arrays and h5py's have no
     ``transpose``, xarray's takes names.
     """
-    if isinstance(data, np.ndarray):
-        return data
-    if isinstance(data, StoredArray):
+    if isinstance(data, np.ndarray | StoredArray):
         return data
     if not isinstance(getattr(data, "dtype", None), np.dtype) or not hasattr(data, "shape"):
         return np.asarray(data)

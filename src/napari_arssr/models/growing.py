@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from napari_arssr.models.arssr import ArSSR, ModelConfig
 from napari_arssr.models.decoders import ResidualDecoder
 from napari_arssr.models.encoders import RDN
-from napari_arssr.models.orientation import Orientation
+from napari_arssr.models.orientation import ORIENTATIONS, Orientation
 
 __all__ = ["GROWING", "can_grow", "grow", "seen_by_copies"]
 
@@ -34,7 +34,7 @@ GROWING = ("blocks", "layers", "growth")
 WIDENING = ("features", "growth", "feature_dim", "decoder_width")
 """What may be larger by one whole factor: the number of copies side by side."""
 
-_CYCLES = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+_MOST_COPIES = 6
 
 
 def seen_by_copies(count: int) -> tuple[Orientation, ...]:
@@ -42,7 +42,8 @@ def seen_by_copies(count: int) -> tuple[Orientation, ...]:
 
     Neighbours differ in axes and direction: of two, that helps most.
     """
-    return tuple(Orientation(_CYCLES[n % 3], reverse=n % 2 == 1) for n in range(count))
+    # The first three put each axis in each place, the next three do so in the other direction.
+    return tuple(ORIENTATIONS[n % 3 + 3 * (n % 2)] for n in range(count))
 
 
 def can_grow(config: ModelConfig, larger: ModelConfig) -> bool:
@@ -136,7 +137,7 @@ def _copies(config: ModelConfig, larger: ModelConfig) -> int:
     count = larger.features // config.features
     wider = replace(config, **{name: count * getattr(config, name) for name in WIDENING})
     kind = (config.encoder, config.decoder) == ("RDN", "residual")
-    return count if kind and wider == larger and 2 <= count <= 2 * len(_CYCLES) else 0
+    return count if kind and wider == larger and 2 <= count <= _MOST_COPIES else 0
 
 
 @torch.no_grad()
