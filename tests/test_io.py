@@ -91,9 +91,11 @@ def volumes(draw: DrawFn) -> Volume:
         tuple(draw(st.floats(-80, 80)) for _ in range(3)),
     )
     step = draw(st.floats(0.01, 100)) if len(shape) == 4 else 0.0
+    begins = draw(st.floats(-1e3, 1e3, width=32)) if len(shape) == 4 else 0.0
     # SimpleITK reads NaN and infinities as 0.
     finite = st.floats(width=32, allow_nan=False, allow_infinity=False) if dtype == "f4" else None
-    return Volume(draw(arrays(dtype, shape, elements=finite)), affine, time_step=step)
+    data = draw(arrays(dtype, shape, elements=finite))
+    return Volume(data, affine, time_step=step, time_start=begins)
 
 
 @pytest.fixture
@@ -131,6 +133,7 @@ def test_nifti_gives_back_what_was_written(suffix: str, volume: Volume) -> None:
     assert result.data.dtype == volume.data.dtype
     np.testing.assert_allclose(result.affine, volume.affine, atol=1e-5)
     assert result.time_step == pytest.approx(volume.time_step, rel=1e-6)
+    assert result.time_start == pytest.approx(volume.time_start, rel=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".tiff"])
@@ -803,7 +806,8 @@ def test_imagejs_signed_numbers_are_int16(
     for volume in (read(path), read(path, most=0)):
         assert volume.data.dtype == np.int16
         np.testing.assert_array_equal(volume.data, real)
-        assert origin_of(volume) == Origin(format="TIFF", dtype=np.dtype(np.int16))
+        said = Origin(format="TIFF", dtype=np.dtype(np.int16), states_spacing=False)
+        assert origin_of(volume) == said
     for suffix in (".tif", ".nii"):
         again = read(write(tmp_path / f"b{suffix}", read(path), dtype="same"))
         assert again.data.dtype == np.int16
@@ -848,7 +852,7 @@ def test_calibrations_that_are_no_straight_line_leave_voxels(
     volume = read(calibrated(tmp_path / "a.tif", stored, **calibration))
     assert volume.data.dtype == stored.dtype
     np.testing.assert_array_equal(volume.data, stored)
-    assert origin_of(volume) == Origin(format="TIFF", dtype=stored.dtype)
+    assert origin_of(volume) == Origin(format="TIFF", dtype=stored.dtype, states_spacing=False)
 
 
 def test_a_calibration_that_cannot_be(tmp_path: Path) -> None:
@@ -1580,7 +1584,7 @@ def test_a_disk_that_fills_while_slabs_are_written(tmp_path: Path) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
     volume = oblique((4, 5, 6))
-    layout = writing_module.Layout(volume.grid, np.dtype("f4"), 1, 0.0, 1.0, 0.0, "", "", Origin())
+    layout = writing_module.Layout(volume.grid, np.dtype("f4"))
     path = tmp_path / "a.nii"
     with pytest.raises(FileError, match=r"no room on the disk: .*a\.nii needs 480 bytes"):
         SlabWriter(path, Full(), layout).write(volume.data)  # type: ignore[arg-type]

@@ -550,6 +550,21 @@ def test_frames_are_volumes_of_their_own() -> None:
     assert single.frame(0) is single
 
 
+@given(shape=st.tuples(*[st.integers(1, 4)] * 4), voxels=st.integers(1, 100))
+def test_slabs_are_all_planes_in_order_each_in_its_place(
+    shape: tuple[int, ...], voxels: int
+) -> None:
+    series = Volume(np.arange(np.prod(shape)).reshape(shape), np.diag([2.0, 3.0, 4.0, 1.0]))
+    slabs = list(series.slabs(voxels))
+    planes = np.concatenate([slab.data for slab in slabs])
+    np.testing.assert_array_equal(planes, series.data.reshape(-1, *shape[2:]))
+    assert all(slab.data.base is not None for slab in slabs)  # no copies
+    assert all(slab.data.size <= voxels or len(slab.data) == 1 for slab in slabs)
+    second = slabs[len(slabs) // shape[0] - 1]  # the last of the first frame
+    first_plane = shape[1] - len(second.data)
+    np.testing.assert_allclose(second.grid.world([0, 0, 0]), series.grid.world([first_plane, 0, 0]))
+
+
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (1, 2, 3, 4, 5), (0, 3, 3)])
 def test_an_array_that_is_no_volume_is_refused_by_name(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="scan"):

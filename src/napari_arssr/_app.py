@@ -212,12 +212,12 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
 
     from napari_arssr._layers import layer_of
     from napari_arssr._reader import napari_get_reader
-    from napari_arssr.io import known_suffix, read
+    from napari_arssr.io import known_suffix, origin_of, read
 
     if known_suffix(file) in _TIFF:
         volume = read(file)
         unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
-        unit = unit if _tells_sizes(file) else "pixel"
+        unit = unit if origin_of(volume).states_spacing else "pixel"
         world = {"world": {"unit": unit, "labels": _STACK_AXES}}
         stack = layer_of(replace(volume, metadata=volume.metadata | world))
         with layer_source(path=str(file)):  # for "Copy as command" to find it again
@@ -226,16 +226,3 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
         viewer.open(str(file), plugin=_PLUGIN)
     else:
         viewer.open(str(file))
-
-
-def _tells_sizes(stack: Path) -> bool:
-    """Whether a TIFF file says how large its voxels are; as many say nothing."""
-    import tifffile
-
-    with tifffile.TiffFile(stack) as tiff:
-        if tiff.ome_metadata:
-            return "PhysicalSize" in tiff.ome_metadata
-        meta = tiff.imagej_metadata or (tiff.shaped_metadata or ({},))[0]
-        unit = str(meta.get("unit") or "").strip().lower().rstrip("s")
-        by_tag = int(tiff.pages.first.tags.valueof("ResolutionUnit") or 1) > 1
-        return by_tag or unit not in ("", "pixel")

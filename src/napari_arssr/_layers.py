@@ -10,7 +10,7 @@ Data in a file or a dask array are not loaded before they are needed: :func:`gri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ __all__ = [
     "TRANSFORMS",
     "LayerData",
     "grid_of",
+    "helps_to_look",
     "image_layer",
     "labels_layer",
     "layer_of",
@@ -64,6 +65,11 @@ _DEFAULT_LABELS = ("-3", "-2", "-1")
 # Enough to choose contrast limits by, of data that are not in memory.
 _SAMPLE_PLANES = 16
 _SAMPLE_BYTES = 1 << 26
+
+
+def helps_to_look(metadata: Mapping[str, Any] | None) -> bool:
+    """Whether a layer's metadata say that it only helps to look, and is no image to run on."""
+    return bool(metadata and metadata.get(HELPER))
 
 
 def layer_of(volume: Volume) -> LayerData:

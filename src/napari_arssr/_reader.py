@@ -13,7 +13,7 @@ import numpy as np
 
 from napari_arssr._layers import LayerData, layer_of
 from napari_arssr.errors import FileError
-from napari_arssr.io import StoredArray, files_of, known_suffix, origin_of, read
+from napari_arssr.io import StoredArray, files_of, known_suffix, read
 from napari_arssr.volume import Volume
 
 __all__ = ["LAZY_BYTES", "napari_get_reader"]
@@ -51,15 +51,10 @@ def _read(path: PathOrPaths) -> list[LayerData]:
     most = LAZY_BYTES // len(paths)
     volumes = [read(path, most=most) for path in paths]
     if len(volumes) == 1:
-        return [layer_of(_at_its_time(volumes[0]))]
+        return [layer_of(volumes[0])]
     if not all(isinstance(volume.data, np.ndarray) for volume in volumes):
         volumes = [read(path, most=0) for path in paths]
     return [layer_of(_stack(volumes))]
-
-
-def _at_its_time(volume: Volume) -> Volume:
-    """A series that begins when its file says, where that tells how long a frame is."""
-    return replace(volume, time_start=origin_of(volume).time_start) if volume.time_step else volume
 
 
 def _stack(volumes: Sequence[Volume]) -> Volume:

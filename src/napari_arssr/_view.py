@@ -10,7 +10,7 @@ import numpy.typing as npt
 from napari.utils.transforms import Affine
 from qtpy.QtCore import QTimer
 
-from napari_arssr._layers import HELPER, volume_of
+from napari_arssr._layers import HELPER, helps_to_look, volume_of
 from napari_arssr.errors import UsageError
 from napari_arssr.slice_view import SliceView
 from napari_arssr.volume import Box, Volume
@@ -166,7 +166,7 @@ def mark_helper(layer: Layer) -> None:
 
 def is_helper(layer: Layer) -> bool:
     """Whether a layer only helps to look at others, and is no image to run on."""
-    return bool(layer.metadata.get(HELPER))
+    return helps_to_look(layer.metadata)
 
 
 def _affine_in(viewer: ViewerModel, layer: Layer) -> npt.NDArray[np.float64]:

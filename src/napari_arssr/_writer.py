@@ -11,7 +11,7 @@ TIFF's few types, integers take the first of uint16 and int16 that holds every v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, count
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from napari_arssr._layers import HELPER, LayerData, loaded, volume_of_data
+from napari_arssr._layers import LayerData, helps_to_look, loaded, volume_of_data
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.files import make_folder
 from napari_arssr.io import (
@@ -146,22 +145,18 @@ def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
     return written
 
 
-def _is_helper(meta: dict[str, Any]) -> bool:
-    return bool((meta.get("metadata") or {}).get(HELPER))
-
-
 def _is_volume(layer: LayerData) -> bool:
     _, meta, kind = layer
-    return kind in _VOLUMES and not _is_helper(meta)
+    return kind in _VOLUMES and not helps_to_look(meta.get("metadata"))
 
 
 def _left_out(layers: Sequence[LayerData]) -> str:
     """What is not written of several layers, in a sentence or two; empty where all are."""
-    helpers = [str(meta["name"]) for _, meta, _ in layers if _is_helper(meta)]
+    helpers = [str(meta["name"]) for _, meta, _ in layers if helps_to_look(meta.get("metadata"))]
     others = [
         f"{meta['name']} ({kind})"
         for _, meta, kind in layers
-        if kind not in _VOLUMES and not _is_helper(meta)
+        if kind not in _VOLUMES and not helps_to_look(meta.get("metadata"))
     ]
     words = []
     if others:
@@ -208,12 +203,13 @@ def _write_to(target: Path, data: Any, meta: dict[str, Any], kind: str) -> None:
         _number_type(volume, target),
         frames=volume.frames,
         time_step=volume.time_step,
+        time_start=volume.time_start,
         description=origin.description or None,
         provenance=origin.provenance,
         origin=origin,
     ) as out:
-        for part in _parts(volume):
-            out.write(part)
+        for slab in volume.slabs(_PART):
+            out.write(loaded(slab).data)
 
 
 def _named(path: str, suffix: str) -> Path:
@@ -226,16 +222,6 @@ def _named(path: str, suffix: str) -> Path:
     if full.exists():  # nobody was asked about this name
         raise FileError(f"{full} exists; type its whole name to replace it, or choose another.")
     return full
-
-
-def _parts(volume: Volume) -> Iterator[npt.NDArray[Any]]:
-    """All planes in the order of the file, some at a time."""
-    planes, rows, columns = volume.grid.shape
-    block = (min(planes, max(1, _PART // (rows * columns))), rows, columns)
-    for number in range(volume.frames):
-        frame = volume.frame(number)
-        for box in frame.grid.box.blocks(block):
-            yield loaded(frame.crop(box)).data
 
 
 def _number_type(volume: Volume, path: Path) -> np.dtype[Any]:
@@ -251,7 +237,8 @@ def _number_type(volume: Volume, path: Path) -> np.dtype[Any]:
     tiff = known_suffix(path) in _TIFF
     if dtype.name in _TIFF_OWN if tiff else dtype.itemsize < 8:
         return dtype
-    ends = [(int(part.min()), int(part.max())) for part in _parts(volume)]
+    slabs = (loaded(slab).data for slab in volume.slabs(_PART))
+    ends = [(int(slab.min()), int(slab.max())) for slab in slabs]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     for name in _TIFF_OTHER if tiff else _NIFTI_OTHER:
         info = np.iinfo(name)
@@ -266,8 +253,6 @@ def _origin(volume: Volume, kind: str) -> Origin:
     if (origin.intent[0] in LABEL_INTENTS) != (kind == "labels"):
         intent = LABEL if kind == "labels" else 0
         origin = replace(origin, intent=(intent, (0.0, 0.0, 0.0), ""), display_range=(0.0, 0.0))
-    if volume.time_step:
-        origin = replace(origin, time_start=volume.time_start)
     record = provenance_of(volume)
     if record:  # a result: what made it, not what made its input
         origin = replace(origin, description="", provenance=record)

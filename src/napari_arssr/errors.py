@@ -17,6 +17,10 @@ class UsageError(ArssrError, ValueError):
     """A value given by the user cannot be meant (exit status 2 on the command line)."""
 
 
+class NoFrame(UsageError):
+    """A frame was asked for that a series does not have: no fault of its file."""
+
+
 class FileError(ArssrError):
     """A file cannot be read, understood or written."""
 

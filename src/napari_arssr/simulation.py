@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -87,7 +86,7 @@ def simulate_file(
     io.write(
         output,
         replace(volume, data=data, affine=grid.affine),
-        provenance=json.dumps({"napari-arssr simulate": settings}, sort_keys=True),
+        provenance=io.record_of(settings, "simulate"),
     )
     return {
         "input": str(source),

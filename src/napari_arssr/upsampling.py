@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -431,10 +430,11 @@ def upsample_file(
         number_type,
         frames=volume.frames,
         time_step=volume.time_step,
+        time_start=volume.time_start,
         slope=origin.slope if kept else 1.0,
         intercept=origin.intercept if kept else 0.0,
         description=_description(name, volume.grid, grid, chosen),
-        provenance=json.dumps({"napari-arssr": record}, sort_keys=True),
+        provenance=io.record_of(record),
         origin=origin,
     ) as out:
         for number in range(volume.frames):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.errors import UsageError
+from napari_arssr.errors import NoFrame, UsageError
 
 __all__ = [
     "MOST_VOXELS",
@@ -796,16 +796,25 @@ class Volume:
 
         Raises
         ------
-        UsageError
-            If there is no such frame.
+        NoFrame
+            If there is no such frame; a UsageError.
         """
-        if not 0 <= number < self.frames:
-            raise UsageError(
-                f"{self.name}: there is no frame {number}; it has frames 0 to {self.frames - 1}."
-            )
+        check_frame(self.name, number, self.frames)
         if self.data.ndim == 3:
             return self
         return replace(self, data=self.data[number], time_step=0.0, time_start=0.0)
+
+    def slabs(self, voxels: int) -> Iterator[Volume]:
+        """The planes of a frame, then those of the next, in slabs of about ``voxels``.
+
+        As 3D volumes whose arrays are views: what lies in a file is read slab by slab.
+        """
+        planes, rows, columns = self.grid.shape
+        thickness = min(planes, max(1, voxels // (rows * columns)))
+        for number in range(self.frames):
+            frame = self.frame(number)
+            for box in frame.grid.box.blocks((thickness, rows, columns)):
+                yield frame.crop(box)
 
     def thinned(self, steps: Shape) -> Volume:
         """Every n-th voxel along each axis, as :meth:`Grid.thinned`; the array is a view."""
@@ -817,6 +826,18 @@ class Volume:
         """The part inside a box of voxels."""
         grid = self.grid.crop(box)
         return replace(self, data=self.data[(..., *box.slices)], affine=grid.affine)
+
+
+def check_frame(name: str, number: int, frames: int) -> None:
+    """See that a volume called ``name`` has a frame of that number.
+
+    Raises
+    ------
+    NoFrame
+        A UsageError.
+    """
+    if not 0 <= number < frames:
+        raise NoFrame(f"{name}: there is no frame {number}; it has frames 0 to {frames - 1}.")
 
 
 def as_shape(numbers: Iterable[Any]) -> Shape:

@@ -427,7 +427,7 @@ def _write(path: Path, volume: Volume, record: dict[str, Any]) -> None:
         path,
         volume,
         description=f"napari-arssr {record['version']} fit {record['settings']['method']}",
-        provenance=json.dumps({"napari-arssr fit": record}, sort_keys=True),
+        provenance=io.record_of(record, "fit"),
     )
 
 

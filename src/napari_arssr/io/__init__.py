@@ -30,6 +30,7 @@ from napari_arssr.io.origin import (
     is_label_map,
     origin_of,
     provenance_of,
+    record_of,
 )
 from napari_arssr.io.paths import (
     SUFFIXES,
@@ -63,6 +64,7 @@ __all__ = [
     "origin_of",
     "provenance_of",
     "read",
+    "record_of",
     "stem",
     "volumes_in",
     "without_suffix",

@@ -26,8 +26,8 @@ from napari_arssr.io.casting import real_dtype, real_values
 from napari_arssr.io.origin import ALIGNED, Layout, Origin
 from napari_arssr.io.paths import KNOWN, files_of
 from napari_arssr.io.stored import StoredArray, StoredImage
-from napari_arssr.io.troubles import NoFrame, closing, cut_off, not_real
-from napari_arssr.volume import Grid, Volume
+from napari_arssr.io.troubles import closing, cut_off, not_real
+from napari_arssr.volume import Grid, Volume, check_frame
 
 __all__ = ["DTYPES", "LARGEST_EXPANSION", "provenance", "read", "start"]
 
@@ -106,8 +106,8 @@ def read(path: Path, most: int | None = None, frame: int | None = None) -> Volum
     # All that the header can be refused for comes before the voxels, which may take long.
     shape = _shape(path, header)
     frames = shape[3] if len(shape) == 4 else 1
-    if frame is not None and not 0 <= frame < frames:
-        raise NoFrame(f"{path.name}: there is no frame {frame}; it has frames 0 to {frames - 1}.")
+    if frame is not None:
+        check_frame(path.name, frame, frames)
     dtype = _dtype(path, header)
     slope, intercept = _scale_factors(path, header)
     affine, form_code = _affine(path, header, (shape[0], shape[1], shape[2]))
@@ -134,6 +134,7 @@ def read(path: Path, most: int | None = None, frame: int | None = None) -> Volum
         data,
         affine,
         time_step=_time_step(header) if series else 0.0,
+        time_start=_time_start(header) if series else 0.0,
         name=path.name,
         metadata={
             "origin": Origin(
@@ -153,7 +154,6 @@ def read(path: Path, most: int | None = None, frame: int | None = None) -> Volum
                     _text(header["intent_name"]),
                 ),
                 display_range=(float(header["cal_min"]), float(header["cal_max"])),
-                time_start=_time_start(header),
                 description=_text(header["descrip"]),
                 provenance=comments,
             )
@@ -439,7 +439,7 @@ def _new_header(layout: Layout, *, pair: bool) -> _Header:
     # The field itself: nibabel's setter has special shapes for FreeSurfer's surfaces.
     header["dim"] = [len(sizes), *sizes, *[1] * (7 - len(sizes))]
     header["pixdim"][4] = layout.time_step if layout.frames > 1 else 0
-    header["toffset"] = origin.time_start if layout.frames > 1 else 0
+    header["toffset"] = layout.time_start if layout.frames > 1 else 0
     header.set_xyzt_units("mm", "sec")
     code = origin.form_code if 1 <= origin.form_code <= 5 else ALIGNED
     header.set_sform(grid.affine, code)

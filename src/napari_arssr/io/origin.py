@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,15 @@ __all__ = [
     "Layout",
     "Origin",
     "is_label_map",
+    "is_record",
     "origin_of",
     "provenance_of",
+    "record_of",
 ]
+
+# How the name of a record begins that this program leaves in what it makes; "fit" or "simulate"
+# may follow.
+_PROGRAM = "napari-arssr"
 
 LABEL = 1002
 """NIfTI's intent of a label map: every voxel holds the number of a structure."""
@@ -59,8 +66,8 @@ class Origin:
         NIfTI's intent: code, three parameters, name.
     display_range : tuple of two floats
         Values to show as black and white (``cal_min``, ``cal_max``); (0, 0) when not stated.
-    time_start : float
-        Seconds at which the first frame of a series begins (``toffset``).
+    states_spacing : bool
+        Whether the file said how large its voxels are; many a TIFF does not.
     description : str
         What made the volume, in short: NIfTI's ``descrip``, or the first line of ImageJ's
         "Info".
@@ -76,7 +83,7 @@ class Origin:
     qform: tuple[int, tuple[tuple[float, ...], ...]] | None = None
     intent: tuple[int, tuple[float, float, float], str] = (0, (0.0, 0.0, 0.0), "")
     display_range: tuple[float, float] = (0.0, 0.0)
-    time_start: float = 0.0
+    states_spacing: bool = True
     description: str = ""
     provenance: str = ""
 
@@ -94,10 +101,28 @@ def provenance_of(volume: Volume) -> str:
     """
     # The last step only, not what made its input: a fit starts a record of its own, so where
     # both are there, the fitted volume was upsampled.
-    for step, title in (("upsampling", "napari-arssr"), ("fit", "napari-arssr fit")):
-        if step in volume.metadata:
-            return json.dumps({title: volume.metadata[step]}, sort_keys=True, default=str)
+    for key, command in (("upsampling", ""), ("fit", "fit")):
+        if key in volume.metadata:
+            return record_of(volume.metadata[key], command)
     return ""
+
+
+def record_of(settings: Mapping[str, Any], command: str = "") -> str:
+    """The record that a result's header carries: JSON of what made it with which settings.
+
+    ``command`` is empty for ``upsample``, else ``"fit"`` or ``"simulate"``.
+    """
+    title = f"{_PROGRAM} {command}".rstrip()
+    return json.dumps({title: settings}, sort_keys=True, default=str)
+
+
+def is_record(text: str) -> bool:
+    """Whether a header's text is such a record."""
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and any(name.startswith(_PROGRAM) for name in record)
 
 
 def is_label_map(volume: Volume) -> bool:
@@ -129,13 +154,14 @@ class Layout:
 
     grid: Grid
     dtype: np.dtype[Any]
-    frames: int
-    time_step: float
-    slope: float
-    intercept: float
-    description: str
-    provenance: str
-    origin: Origin
+    frames: int = 1
+    time_step: float = 0.0
+    time_start: float = 0.0
+    slope: float = 1.0
+    intercept: float = 0.0
+    description: str = ""
+    provenance: str = ""
+    origin: Origin = Origin()
 
     @property
     def size(self) -> int:

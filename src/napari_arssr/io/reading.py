@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from napari_arssr.errors import FileError, UsageError
+from napari_arssr.errors import FileError
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.paths import KNOWN, AnyPath, files_of, known_suffix
-from napari_arssr.io.troubles import NoFrame, reading
+from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
 
 __all__ = ["read"]
@@ -36,8 +36,8 @@ def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) ->
 
     Raises
     ------
-    UsageError
-        If there is no such frame.
+    NoFrame
+        If there is no such frame; a UsageError.
     FileError
         If the file is missing, unreadable, damaged, of another kind, not 3D or 4D, not of real
         numbers, or its voxel sizes or affine cannot be.
@@ -55,10 +55,7 @@ def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) ->
 
 def _alone(series: Volume, frame: int) -> Volume:
     """A frame that does not keep the others in memory."""
-    try:
-        one = series.frame(frame)
-    except UsageError as error:
-        raise NoFrame(str(error)) from None
+    one = series.frame(frame)
     return replace(one, data=one.data.copy()) if series.frames > 1 else one
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io import nifti, tiff
+from napari_arssr.io.origin import is_record
 from napari_arssr.io.paths import AnyPath, check_place, files_of, known_suffix
 from napari_arssr.io.troubles import reading
 
-__all__ = ["RECORD", "check_output", "is_result"]
-
-RECORD = "napari-arssr"
-"""How the name of a record begins that this program leaves in what it makes."""
+__all__ = ["check_output", "is_result"]
 
 
 def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
@@ -63,10 +60,9 @@ def is_result(path: AnyPath) -> bool:
     read = tiff.provenance if known_suffix(path) in tiff.SUFFIXES else nifti.provenance
     try:
         with reading(path):
-            record = json.loads(read(path))
-    except (FileError, ValueError):
+            return is_record(read(path))
+    except FileError:
         return False
-    return isinstance(record, dict) and any(str(name).startswith(RECORD) for name in record)
 
 
 def _holds_something(file: Path) -> bool:

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -71,7 +72,7 @@ def read(path: Path) -> Volume:
         series = _only_series(path, tiff)
         axes = _sizes(path, series)
         stored = series.asarray().reshape(*axes.values())
-        spacing, time_step, description, made_by = _metadata(tiff)
+        said = _metadata(tiff)
         slope, intercept = _calibration(path, tiff, stored.dtype)
     if tuple(axes)[:2] == ("Z", "T"):
         stored = stored.swapaxes(0, 1)
@@ -81,15 +82,15 @@ def read(path: Path) -> Volume:
         slope, intercept = 1.0, 0.0
     data = np.ascontiguousarray(real_values(stored, slope, intercept))
     shape = data.shape[-3:]
-    if not all(math.isfinite(step) and step > 0 for step in spacing):
+    if not all(math.isfinite(step) and step > 0 for step in said.spacing):
+        sizes = " × ".join(f"{step:g}" for step in said.spacing[::-1])
         raise FileError(
-            f"{path} has voxel sizes of {' × '.join(f'{s:g}' for s in spacing[::-1])} mm; correct "
-            "them (in ImageJ: Image > Properties)."
+            f"{path} has voxel sizes of {sizes} mm; correct them (in ImageJ: Image > Properties)."
         )
     return Volume(
         data,
-        Grid.unoriented((shape[0], shape[1], shape[2]), spacing).affine,
-        time_step=time_step if data.ndim == 4 else 0.0,
+        Grid.unoriented((shape[0], shape[1], shape[2]), said.spacing).affine,
+        time_step=said.time_step if data.ndim == 4 else 0.0,
         name=path.name,
         metadata={
             "origin": Origin(
@@ -97,8 +98,9 @@ def read(path: Path) -> Volume:
                 dtype=native,
                 slope=slope,
                 intercept=intercept,
-                description=description,
-                provenance=made_by,
+                states_spacing=said.states_spacing,
+                description=said.description,
+                provenance=said.provenance,
             )
         },
     )
@@ -107,7 +109,7 @@ def read(path: Path) -> Volume:
 def provenance(path: Path) -> str:
     """What ImageJ's "Info" says of how a stack was made; its voxels are not read."""
     with _opened(path) as tiff:
-        return _metadata(tiff)[3]
+        return _metadata(tiff).provenance
 
 
 @contextmanager
@@ -246,18 +248,29 @@ def _sizes(path: Path, series: TiffPageSeries) -> dict[str, int]:
     return dict(zip([*leading, "Y", "X"], (n for _, n in sizes), strict=True))
 
 
-def _metadata(tiff: TiffFile) -> tuple[Triple, float, str, str]:
-    """Voxel size (z, y, x) in mm, time step in s, description, provenance."""
+@dataclass(frozen=True)
+class _Metadata:
+    """What a file says of its voxels: sizes (z, y, x) in mm, seconds between frames, origin."""
+
+    spacing: Triple
+    states_spacing: bool
+    time_step: float
+    description: str = ""
+    provenance: str = ""
+
+
+def _metadata(tiff: TiffFile) -> _Metadata:
     if tiff.ome_metadata:
-        spacing, time_step = _ome_sizes(tiff.ome_metadata)
-        return spacing, time_step, "", ""
+        return _ome_metadata(tiff.ome_metadata)
     tags = tiff.pages.first.tags
     imagej: Mapping[str, Any] = tiff.imagej_metadata or {}
     meta = imagej or (tiff.shaped_metadata or ({},))[0]
     unit = str(meta.get("unit", "")).strip()
     scale = _MILLIMETRES.get(unit, _MILLIMETRES.get(unit.lower()))
     if scale is None:  # ImageJ's "pixel", or nothing: the tag may know
-        scale = {2: 25.4, 3: 10.0}.get(int(tags.valueof("ResolutionUnit") or 1), 1.0)
+        scale = {2: 25.4, 3: 10.0}.get(int(tags.valueof("ResolutionUnit") or 1))
+    states_spacing = scale is not None
+    scale = scale or 1.0
     x, y = (_pixel_size(tags.valueof(name)) for name in ("XResolution", "YResolution"))
     # As ImageJ does: 0 says nothing, and a sign tells the order of planes, not their distance.
     z = abs(_number(meta.get("spacing"))) or x
@@ -265,8 +278,9 @@ def _metadata(tiff: TiffFile) -> tuple[Triple, float, str, str]:
         1 / _number(meta.get("fps")) if _number(meta.get("fps")) else 0.0
     )
     description, _, provenance = str(imagej.get("Info", "")).partition("\n")
-    return (
+    return _Metadata(
         (z * scale, y * scale, x * scale),
+        states_spacing,
         interval if math.isfinite(interval) and interval > 0 else 0.0,
         description,
         provenance,
@@ -319,8 +333,8 @@ def _number(value: Any) -> float:
         return 0.0
 
 
-def _ome_sizes(text: str) -> tuple[Triple, float]:
-    """Voxel size (z, y, x) in mm and time step in s of OME-XML."""
+def _ome_metadata(text: str) -> _Metadata:
+    """What OME-XML says."""
     root = ElementTree.fromstring(text)  # noqa: S314 (expat caps the expansion of entities)
     pixels = next((e for e in root.iter() if e.tag.rsplit("}", 1)[-1] == "Pixels"), None)
     given: Mapping[str, str] = {} if pixels is None else pixels.attrib
@@ -337,11 +351,15 @@ def _ome_sizes(text: str) -> tuple[Triple, float]:
     step = _number(given.get("TimeIncrement")) * _SECONDS.get(
         given.get("TimeIncrementUnit", "s"), 0.0
     )
-    return (
-        first if z is None else z,
-        first if y is None else y,
-        first if x is None else x,
-    ), step if math.isfinite(step) and step > 0 else 0.0
+    return _Metadata(
+        (
+            first if z is None else z,
+            first if y is None else y,
+            first if x is None else x,
+        ),
+        any(size is not None for size in (z, y, x)),
+        step if math.isfinite(step) and step > 0 else 0.0,
+    )
 
 
 def start(temporary: Sequence[Path], layout: Layout, stack: ExitStack) -> BinaryIO:

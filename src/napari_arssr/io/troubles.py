@@ -10,10 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from napari_arssr.errors import FileError, OutOfMemory, UsageError
+from napari_arssr.errors import FileError, NoFrame, OutOfMemory, UsageError
 
 __all__ = [
-    "NoFrame",
     "closing",
     "cut_off",
     "disk_full",
@@ -25,10 +24,6 @@ __all__ = [
 
 # No room left, a quota used up, a file as large as one may be here.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
-
-
-class NoFrame(UsageError):
-    """A frame was asked for that the file does not have: no fault of the file."""
 
 
 def reason(error: OSError) -> str:

@@ -79,25 +79,16 @@ def write(
         volume.data.dtype if dtype is None else dtype,
         frames=volume.frames,
         time_step=volume.time_step,
+        time_start=volume.time_start,
         slope=slope,
         intercept=intercept,
         description=description,
         provenance=provenance_of(volume) if provenance is None else provenance,
         origin=origin,
     ) as out:
-        for part in _parts(volume):
-            out.write(part)
+        for slab in volume.slabs(_PART):  # voxels may still be in another file
+            out.write(np.asarray(slab.data))
     return Path(path)
-
-
-def _parts(volume: Volume) -> Iterator[npt.NDArray[Any]]:
-    """All planes in the order of the file; of voxels still in another file, some at a time."""
-    planes, rows, columns = volume.grid.shape
-    step = max(1, _PART // (rows * columns))
-    for number in range(volume.frames):
-        frame = volume.frame(number).data
-        for first in range(0, planes, step):
-            yield np.asarray(frame[first : first + step])
 
 
 class SlabWriter:
@@ -159,6 +150,7 @@ def create(
     *,
     frames: int = 1,
     time_step: float = 0.0,
+    time_start: float = 0.0,
     slope: float = 1.0,
     intercept: float = 0.0,
     description: str | None = None,
@@ -187,8 +179,9 @@ def create(
         Number type in the file.
     frames : int
         Number of frames; more than 1 makes the file 4D.
-    time_step : float
-        Seconds between frames.
+    time_step, time_start : float
+        Of a series: seconds between frames, and when the first one is (NIfTI's ``toffset``;
+        TIFF has no place for it).
     slope, intercept : float
         Scale factors of the file: real value = stored · slope + intercept. Slabs hold real
         values, stored as :func:`~napari_arssr.io.cast` says.
@@ -210,15 +203,16 @@ def create(
     """
     path = check_place(path)
     layout = Layout(
-        grid,
-        _storable(path, dtype, scaled=slope != 1 or intercept != 0),
-        frames,
-        time_step,
-        slope,
-        intercept,
-        _made_by() if description is None else description,
-        provenance or "",
-        origin or Origin(),
+        grid=grid,
+        dtype=_storable(path, dtype, scaled=slope != 1 or intercept != 0),
+        frames=frames,
+        time_step=time_step,
+        time_start=time_start,
+        slope=slope,
+        intercept=intercept,
+        description=_made_by() if description is None else description,
+        provenance=provenance or "",
+        origin=origin or Origin(),
     )
     if frames < 1:
         raise UsageError(f"{path}: a volume has at least one frame, not {frames}.")
