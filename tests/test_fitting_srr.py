@@ -210,6 +210,14 @@ def test_a_profile_that_reaches_far_is_fitted_with_or_refused_and_never_nothing(
             fitted(three(), method, scanner=ScannerModel("kspace", 4), network_prior=False)
 
 
+def test_a_stack_that_nothing_is_learnt_from_is_named():
+    thickest = stack(2, factor=16)
+    wide = replace(SLAB, width=2)
+    state = fitted([stack(0, factor=2), thickest], "srr", weight=0.01, scanner=wide)
+    (warning,) = state.warnings
+    assert warning.startswith(f"{thickest.name}: ") and "narrower profile" in warning
+
+
 def test_noise_calls_for_more_smoothing():
     weights = [
         fitted(three(noise=noise), "srr").numbers["prior_weight"] for noise in (0.0, 0.02, 0.08)

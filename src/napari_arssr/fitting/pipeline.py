@@ -527,6 +527,12 @@ def _reconstruct(
 ) -> None:
     settings = state.settings
     problem, weights = _problem(state, stacks)
+    state.warnings += [
+        f"{stack.name}: the slice profile of every voxel reaches beyond the volume, so nothing is "
+        "learnt from this stack; choose a narrower profile or a larger mask."
+        for stack, inside in zip(stacks, problem.measurement.inside, strict=True)
+        if not inside.any()
+    ]
     guess = problem.start()
     told = partial(_teller(state, watch, "reconstruct"), problem)
     if not settings.refines:  # else there was a better one before
