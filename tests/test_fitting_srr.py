@@ -215,7 +215,8 @@ def test_a_stack_that_nothing_is_learnt_from_is_named():
     wide = replace(SLAB, width=2)
     state = fitted([stack(0, factor=2), thickest], "srr", weight=0.01, scanner=wide)
     (warning,) = state.warnings
-    assert warning.startswith(f"{thickest.name}: ") and "narrower profile" in warning
+    assert warning.startswith(f"{thickest.name}: ")
+    assert "narrower profile" in warning
 
 
 def test_noise_calls_for_more_smoothing():

@@ -57,6 +57,8 @@ def test_what_no_volume_can_be_made_of_is_refused_by_name():
     assert "axial.nii.gz has a voxel that is not finite" in refusal(
         [with_voxel(stack(0), np.nan), good]
     )
+    with pytest.raises(FileError, match=r"^axial\.nii\.gz holds the value 1e\+39, .*float32"):
+        check([with_voxel(changed(stack(0), data=stack(0).data.astype(float)), 1e39), good])
     assert "2 frames" in refusal([changed(good, data=np.stack([good.data] * 2)), good])
     assert "0.5 everywhere" in refusal([good, changed(good, data=np.full_like(good.data, 0.5))])
     assert "one plane" in refusal([good, changed(good, data=good.data[:, :1])])

@@ -12,12 +12,14 @@ import numpy.typing as npt
 from napari_arssr.choices import NORMALIZATIONS, Normalization
 from napari_arssr.errors import FileError, UsageError
 
-__all__ = ["Normalizer"]
+__all__ = ["Normalizer", "check_range"]
 
 # Percentiles, so that a few hot voxels do not squeeze all tissue into a corner of [0, 1].
 _LOW, _HIGH = 0.1, 99.9
 # So many voxels settle them to far below what a network can notice.
 _ENOUGH = 4_000_000
+# A network may overshoot, and a range reaches from far below zero to far above.
+_LARGEST_VALUE = float(np.finfo(np.float32).max) / 8
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,33 @@ class Normalizer:
         """From network units to the input's, float32."""
         scaled = array.astype(np.float32, copy=False) * np.float32(self.high - self.low)
         return np.asarray(scaled + np.float32(self.low), dtype=np.float32)
+
+
+def check_range(array: npt.NDArray[Any], name: str) -> None:
+    """See that float32, which all is computed in, holds voxels and what is made of them.
+
+    Parameters
+    ----------
+    array : array of at least two axes
+        Voxels that are not finite pass: they are taken for missing.
+    name : str
+        How a message calls it.
+
+    Raises
+    ------
+    FileError
+        If a voxel is too large, though finite.
+    """
+    if array.dtype.kind != "f":
+        return
+    for index in np.ndindex(array.shape[:-2]):  # the whole might take as much memory again
+        plane = np.asarray(array[index])
+        beyond = plane[np.isfinite(plane) & (np.abs(plane) > _LARGEST_VALUE)]
+        if beyond.size:
+            raise FileError(
+                f"{name} holds the value {beyond[0]:g}, and computing is in float32, up to "
+                f"{_LARGEST_VALUE:.2g}; scale its values down, or set such voxels to 0."
+            )
 
 
 def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

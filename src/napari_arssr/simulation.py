@@ -13,8 +13,9 @@ import numpy.typing as npt
 from napari_arssr import io
 from napari_arssr.degradation import ScannerModel, with_noise
 from napari_arssr.errors import UsageError
+from napari_arssr.normalization import check_range
 from napari_arssr.request import nearest_values
-from napari_arssr.upsampling import NEAREST_LABEL, check_range
+from napari_arssr.upsampling import NEAREST_LABEL
 from napari_arssr.volume import Volume, as_triple
 
 __all__ = ["simulate_file"]
@@ -66,7 +67,7 @@ def simulate_file(
             f"{volume.name}: a scanner cannot be simulated on voxels that are not finite; "
             "fill them first."
         )
-    check_range(volume)
+    check_range(volume.data, volume.name)
     grid = volume.grid.scaled([1 / k for k in factors])
     labels = io.is_label_map(volume)
     if labels and noise:

@@ -24,7 +24,7 @@ from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.memory import for_work, require
-from napari_arssr.normalization import Normalizer
+from napari_arssr.normalization import Normalizer, check_range
 from napari_arssr.request import nearest_values
 from napari_arssr.volume import Box, Grid, Volume, as_triple
 from napari_arssr.watching import Report, Stop, never, unheard
@@ -40,7 +40,6 @@ __all__ = [
     "NEAREST_LABEL",
     "Settings",
     "Target",
-    "check_range",
     "encode",
     "output_grid",
     "upsample",
@@ -187,7 +186,7 @@ def encode(
     from napari_arssr import weights as registry
 
     _check_real(volume)
-    check_range(volume)
+    check_range(volume.data, volume.name)
     _check_orientations(orientations)
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
     return _encode(
@@ -337,7 +336,7 @@ def upsample(
         return result(_labels_record(target, box))
     job = _Job.of(volume, target, box, settings, loaded)
     if job.loaded is None and volume.data.dtype.itemsize > data.itemsize:
-        check_range(volume)  # a copy of it in fewer bits
+        check_range(volume.data, volume.name)  # a copy of it in fewer bits
     used: list[Normalizer] = []
 
     @contextmanager
@@ -516,7 +515,7 @@ class _Job:
         record = _settings_record(settings, target, box)
         if target.grid(volume.grid).shape == volume.grid.shape:
             return cls(volume, target, box, settings, grid, None, record)
-        check_range(volume)
+        check_range(volume.data, volume.name)
         loaded = loaded or registry.load(settings.weights)
         device = choose_device(settings.device)
         precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
@@ -680,27 +679,6 @@ def _check_real(volume: Volume) -> None:
         )
 
 
-def check_range(volume: Volume) -> None:
-    """See that float32, which all is computed in, holds a volume and what is made of it.
-
-    Raises
-    ------
-    FileError
-        If a voxel is too large, though finite.
-    """
-    data: Any = volume.data
-    if data.dtype.kind != "f":
-        return
-    for index in np.ndindex(data.shape[:-2]):  # the whole might take as much memory again
-        plane = np.asarray(data[index])
-        beyond = plane[np.isfinite(plane) & (np.abs(plane) > _LARGEST_VALUE)]
-        if beyond.size:
-            raise FileError(
-                f"{volume.name} holds the value {beyond[0]:g}, and computing is in float32, up to "
-                f"{_LARGEST_VALUE:.2g}; scale its values down, or make such voxels NaN."
-            )
-
-
 def _gigabytes(size: float) -> str:
     # Rounded up: what is said to be needed is enough.
     return f"{math.ceil(size / 1e8) / 10} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
@@ -724,7 +702,5 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, wa
     return left
 
 
-# A network may overshoot, and a range reaches from far below zero to far above.
-_LARGEST_VALUE = float(np.finfo(np.float32).max) / 8
 _LABEL_PLANES = 16
 _WORKSPACE = 256 << 20

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
-from napari_arssr.normalization import Normalizer
+from napari_arssr.normalization import Normalizer, check_range
 from napari_arssr.volume import Grid, Volume
 
 __all__ = [
@@ -133,7 +133,7 @@ def check(volumes: Sequence[Volume]) -> None:
 
     Raises
     ------
-    UsageError
+    UsageError, FileError
         One sentence with the stack's name, what is wrong, and the way out.
     """
     check_forms(volumes)
@@ -200,6 +200,7 @@ def check_form(volume: Volume) -> None:
 def _check_voxels(volume: Volume) -> None:
     name = volume.name
     _check_finite(volume, "set them to 0 or leave the stack out")
+    check_range(volume.data, name)
     if volume.data.min() == volume.data.max():
         raise UsageError(
             f"{name} is {float(volume.data.min()):g} everywhere: there is nothing in it to fit."
