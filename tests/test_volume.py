@@ -519,6 +519,11 @@ def test_a_grown_box_holds_what_is_near_and_stays_inside(
     np.testing.assert_array_equal(near, expected)
 
 
+def test_a_box_grows_by_a_margin_of_its_own_along_each_axis() -> None:
+    box = Box((3, 4, 5), (6, 7, 8))
+    assert box.grown((1, 0, 9), (9, 9, 9)) == Box((2, 4, 0), (7, 7, 9))
+
+
 def test_relative_boxes_count_from_another_voxel() -> None:
     assert Box((3, 4, 5), (6, 7, 8)).relative_to((1, 2, 3)) == Box((2, 2, 2), (5, 5, 5))
 

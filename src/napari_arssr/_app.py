@@ -216,8 +216,9 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
 
     if known_suffix(file) in _TIFF:
         volume = read(file)
-        unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
-        unit = unit if origin_of(volume).states_spacing else "pixel"
+        unit = "pixel"
+        if origin_of(volume).states_spacing:
+            unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
         world = {"world": {"unit": unit, "labels": _STACK_AXES}}
         stack = layer_of(replace(volume, metadata=volume.metadata | world))
         with layer_source(path=str(file)):  # for "Copy as command" to find it again

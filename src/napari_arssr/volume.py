@@ -134,11 +134,15 @@ class Box:
         z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
-    def grown(self, margin: int, within: Shape) -> Box:
-        """The box with ``margin`` voxels more on every side, clipped to a shape (z, y, x)."""
+    def grown(self, margin: int | Shape, within: Shape) -> Box:
+        """The box with ``margin`` voxels more on every side, clipped to a shape (z, y, x).
+
+        Three margins are one for both sides of each axis.
+        """
+        margins = (margin,) * 3 if isinstance(margin, int) else margin
         return Box(
-            as_shape(max(a - margin, 0) for a in self.start),
-            as_shape(min(b + margin, n) for b, n in zip(self.stop, within, strict=True)),
+            as_shape(max(a - m, 0) for a, m in zip(self.start, margins, strict=True)),
+            as_shape(min(b + m, n) for b, m, n in zip(self.stop, margins, within, strict=True)),
         )
 
     def relative_to(self, start: Shape) -> Box:

@@ -28,7 +28,7 @@ from napari_arssr.fitting.uncertainty import uncertainty_of
 from napari_arssr.memory import require
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import nearest_values
-from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.volume import Box, Grid, Volume, as_shape
 from napari_arssr.watching import Advance, Stop, never
 
 if TYPE_CHECKING:
@@ -311,11 +311,8 @@ def output_grid(volumes: Sequence[Volume], settings: Settings, mask: Volume | No
             "reference."
         )
     reach = max((_reach(volume, grid, settings) for volume in volumes), default=0.0)
-    for axis, step in enumerate(grid.spacing):
-        margin = max(_MARGIN, math.ceil(reach / step - 1e-6))
-        wide = box.grown(margin, grid.shape)
-        box = box.with_range(axis, wide.start[axis], wide.stop[axis])
-    return grid.crop(box)
+    margins = as_shape(max(_MARGIN, math.ceil(reach / step - 1e-6)) for step in grid.spacing)
+    return grid.crop(box.grown(margins, grid.shape))
 
 
 def _reach(volume: Volume, grid: Grid, settings: Settings) -> float:

@@ -12,15 +12,7 @@ from typing import BinaryIO
 
 from napari_arssr.errors import FileError, NoFrame, OutOfMemory, UsageError
 
-__all__ = [
-    "closing",
-    "cut_off",
-    "disk_full",
-    "not_real",
-    "reading",
-    "reason",
-    "saving",
-]
+__all__ = ["closing", "cut_off", "disk_full", "not_real", "reading", "reason", "saving"]
 
 # No room left, a quota used up, a file as large as one may be here.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
