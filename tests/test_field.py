@@ -28,7 +28,7 @@ from napari_arssr.errors import Cancelled, OutOfMemory
 from napari_arssr.field import CubicField, NetworkField
 from napari_arssr.models import ArSSR, ModelConfig, build
 from napari_arssr.normalization import Normalizer
-from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.volume import Box, Cut, Grid, Volume
 
 EXAMPLES = settings(max_examples=25, deadline=None)
 
@@ -231,6 +231,27 @@ def test_a_box_of_the_result_is_the_result_of_the_box(data: st.DataObject) -> No
     part = make(encoder, decoder, tile=7, points=500).sample(grid.crop(box))
     assert part.grid == whole.crop(box).grid
     assert_same(part.data, whole.data[box.slices])
+
+
+@networks
+@pytest.mark.parametrize("oblique", [False, True], ids=["box", "oblique"])
+def test_the_part_that_samples_need_is_enough(encoder: str, decoder: str, oblique: bool) -> None:
+    model = network(encoder, decoder, blocks=1, layers=1)
+    shape = {"RDN": (60, 58, 62), "ResCNN": (60, 58, 62), "SRResNet": (90, 20, 22)}[encoder]
+    whole = volume_of(shape)
+    asked = whole.grid.scaled((1.3, 1.7, 1.1)).crop(Box((40, 16, 13), (45, 20, 16)))
+    if oblique:
+        asked = turned(whole.grid, (4, 3, 4), 0.8, seed=3)
+    middle = np.rint(whole.grid.index(asked.world([1, 1, 1]))).astype(int)
+    whole.data[tuple(middle)] = np.nan
+    box = NetworkField.part_for(model, asked, whole.grid)
+    assert box.size < whole.grid.size
+    part = NetworkField(whole.crop(box), model, NORMALIZER, cut=Cut(whole.grid, box))
+    result = part.sample(asked).data
+    assert np.isnan(result).any()
+    reference = NetworkField(whole, model, NORMALIZER).sample(asked).data
+    np.testing.assert_array_equal(np.isnan(result), np.isnan(reference))
+    assert_same(np.nan_to_num(result), np.nan_to_num(reference))
 
 
 @networks

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_arssr.choices import Normalization
-from napari_arssr.errors import FileError, UsageError
+from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.normalization import Normalizer
 
 METHODS: tuple[Normalization, ...] = ("percentile", "minmax", "none")
@@ -65,6 +65,55 @@ def test_percentiles_of_a_large_volume_are_of_all_its_columns(
     thinned = Normalizer.fit(array)
     assert thinned.low == whole.low == 0
     assert thinned.high == pytest.approx(whole.high, rel=0.02)
+
+
+class InAFile:
+    """An array whose voxels are read where it is sliced; keeps which planes were."""
+
+    def __init__(self, data: npt.NDArray[Any], chunk: int = 1) -> None:
+        self._data = data
+        self.shape, self.dtype, self.ndim, self.size = data.shape, data.dtype, data.ndim, data.size
+        self.chunks = (chunk, *data.shape[1:])
+        self.read: set[int] = set()
+
+    def __getitem__(self, index: slice) -> npt.NDArray[Any]:
+        self.read |= set(range(*index.indices(len(self._data))))
+        return self._data[index]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("enough", [4_000_000, 5_000], ids=["all of it", "thinned"])
+def test_what_is_in_a_file_has_the_range_that_it_has_in_memory(
+    monkeypatch: pytest.MonkeyPatch, method: Normalization, chunk: int, enough: int
+) -> None:
+    monkeypatch.setattr("napari_arssr.normalization._ENOUGH", enough)
+    array = brain()
+    array[3, 4, 5], array[7, 2, 9] = np.nan, np.inf
+    stored: Any = InAFile(array, chunk)
+    assert Normalizer.fit(stored, method) == Normalizer.fit(array, method)
+    constant: Any = InAFile(np.full((30, 30, 30), 7, np.int16), chunk)
+    assert Normalizer.fit(constant, method) == Normalizer.fit(constant[:], method)
+
+
+def test_of_what_is_in_a_file_percentiles_read_some_planes_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("napari_arssr.normalization._ENOUGH", 5_000)
+    stored: Any = InAFile(brain())
+    Normalizer.fit(stored)
+    assert stored.read == set(range(0, 50, 3))
+
+
+def test_reading_for_a_range_tells_where_it_is_and_can_be_stopped() -> None:
+    stored: Any = InAFile(brain(), 10)
+    heard: list[float | None] = []
+    Normalizer.fit(stored, "minmax", lambda share, _stage: heard.append(share))
+    assert heard == [0, 0.2, 0.4, 0.6, 0.8, None]
+    stored = InAFile(brain(), 10)
+    with pytest.raises(Cancelled):
+        Normalizer.fit(stored, "minmax", stop=lambda: len(stored.read) >= 20)
+    assert len(stored.read) == 20
 
 
 def test_values_that_are_in_0_to_1_already_are_left_as_they_are() -> None:

@@ -14,13 +14,13 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_arssr import io
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io import StoredArray, read
-from napari_arssr.io.stored import StoredImage
 
 Array = npt.NDArray[Any]
 
@@ -31,11 +31,21 @@ def real(data: Array) -> Array:
     return (data.astype(np.float64) * 0.25 - 3).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=[".nii", ".nii.gz"])
+@pytest.fixture(scope="module", params=[".nii", ".nii.gz", ".tif", ".packed.tif"])
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An array in a file, and the same in memory."""
     path = tmp_path_factory.mktemp("stored") / f"a{request.param}"
     data = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    if path.suffix == ".tif":
+        tifffile.imwrite(
+            path,
+            data.astype(np.uint16),
+            imagej=True,
+            byteorder=">",
+            compression="zlib" if "packed" in path.name else None,
+            metadata={"axes": "TZYX", "cf": 0, "c0": -3, "c1": 0.25},
+        )
+        return read(path, most=0).data, real(data)
     image = nib.Nifti1Image(data.T, np.eye(4), nib.Nifti1Header(endianness=">"))
     image.header.set_slope_inter(0.25, -3)
     nib.save(image, path)
@@ -113,11 +123,11 @@ def test_a_view_reads_nothing_and_cannot_be_written_to(
     def fail(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(StoredImage, "read", fail)
     array, _ = stored
+    monkeypatch.setattr(type(array._source), "read", fail)
     assert array[1].transpose(2, 0, 1)[0:2].shape == (2, 4, 5)
     assert copy.deepcopy(array) is copy.copy(array) is array
-    with pytest.raises(UsageError, match=r"a\.nii.*left in its file and cannot be changed"):
+    with pytest.raises(UsageError, match=r"/a\.\S* is left in its file and cannot be changed"):
         array[0] = 5
     with pytest.raises(ValueError, match="no order"):
         array.transpose(0, 0, 1, 2)
@@ -298,3 +308,119 @@ def test_files_are_closed_with_the_last_array(tmp_path: Path) -> None:
             del array
             gc.collect()
             assert files._file.closed
+
+
+# TIFF --------------------------------------------------------------------------------------------
+
+PLAIN = {"photometric": "minisblack"}
+STACKS: dict[str, dict[str, Any]] = {
+    "ImageJ": {"imagej": True, "metadata": {"axes": "TZYX"}},
+    "OME, depth before time": {"ome": True, "metadata": {"axes": "ZTYX"}},
+    "plain": PLAIN,
+    "packed": PLAIN | {"compression": "zlib"},
+    "packed, other byte order": PLAIN | {"compression": "zlib", "byteorder": ">"},
+    "OME, packed in tiles": {
+        "ome": True,
+        "compression": "zlib",
+        "tile": (16, 16),
+        "metadata": {"axes": "TZYX"},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", STACKS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_stack_left_in_its_file_is_what_it_is_in_memory(
+    tmp_path: Path, kind: str, dtype: npt.DTypeLike
+) -> None:
+    data = np.random.default_rng(0).integers(0, 200, SHAPE).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", data, **STACKS[kind])
+    left, there = read(tmp_path / "a.tif", most=0), read(tmp_path / "a.tif")
+    assert isinstance(left.data, StoredArray)
+    assert isinstance(there.data, np.ndarray)
+    assert left.grid == there.grid
+    assert left.data.dtype == there.data.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(left.data), there.data)
+    np.testing.assert_array_equal(
+        np.asarray(left.data[-1, 1:, ::-2, 3]), there.data[-1, 1:, ::-2, 3]
+    )
+    assert io.origin_of(left) == io.origin_of(there)
+
+
+def test_imagejs_signed_numbers_are_so_in_the_file_too(tmp_path: Path) -> None:
+    data = np.arange(-60, 60, dtype=np.int16).reshape(4, 5, 6)
+    shifted = (data.astype(np.int32) + 32768).astype(np.uint16)
+    metadata = {"axes": "ZYX", "cf": 0, "c0": -32768, "c1": 1}
+    tifffile.imwrite(tmp_path / "a.tif", shifted, imagej=True, metadata=metadata)
+    left = read(tmp_path / "a.tif", most=0).data
+    assert left.dtype == np.int16
+    np.testing.assert_array_equal(np.asarray(left), data)
+
+
+@pytest.mark.parametrize(
+    "options", [PLAIN, PLAIN | {"compression": "zlib"}], ids=["plain", "packed"]
+)
+def test_of_a_tiff_stack_only_the_planes_that_are_asked_for_are_read(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.random.default_rng(0).integers(0, 99, (50, 40, 30)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", data, **options)
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
+    left = read(tmp_path / "a.tif", most=0).data
+    planes: list[int] = []
+    if "compression" in options:
+        asked = tifffile.TiffPage.asarray
+
+        def counted(page: Any, *args: Any, **keywords: Any) -> Array:
+            planes.append(page.index)
+            return asked(page, *args, **keywords)
+
+        monkeypatch.setattr(tifffile.TiffPage, "asarray", counted)
+        monkeypatch.setattr(tifffile.TiffFrame, "asarray", counted)
+    np.testing.assert_array_equal(np.asarray(left[7:9, 3:5]), data[7:9, 3:5])
+    assert planes in ([], [7, 8])
+
+
+def test_a_tiff_stack_whose_planes_cannot_be_told_apart_is_read_whole(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 99, (32, 32, 32)).astype(np.uint16)
+    options = {"volumetric": True, "tile": (16, 16, 16), "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "a.tif", data, **PLAIN, **options)
+    volume = read(tmp_path / "a.tif", most=0)
+    assert isinstance(volume.data, np.ndarray)
+    np.testing.assert_array_equal(volume.data, data)
+
+
+@pytest.mark.parametrize("most", [None, 0])
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({"imagej": True, "truncate": True}, 50_000),  # one list of planes, as ImageJ writes it
+        (PLAIN | {"compression": "zlib"}, 5_000),
+        (PLAIN, 50_000),
+    ],
+    ids=["ImageJ", "packed", "plain"],
+)
+def test_a_tiff_stack_that_is_cut_off_is_said_to_be(
+    tmp_path: Path, options: dict[str, Any], lost: int, most: int | None
+) -> None:
+    path = tmp_path / "a.tif"
+    data = np.random.default_rng(0).integers(0, 2**16, (50, 40, 30)).astype(np.uint16)
+    tifffile.imwrite(path, data, **options)
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(FileError, match=r"a\.tif is (cut off|not a whole TIFF file)[ :].* copy"):
+        read(path, most=most)
+
+
+def test_a_plane_that_cannot_be_unpacked_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    data = np.random.default_rng(0).integers(0, 2**16, (50, 40, 30)).astype(np.uint16)
+    tifffile.imwrite(path, data, **PLAIN, compression="zlib")
+    with tifffile.TiffFile(path) as stack:
+        start = stack.pages[20].dataoffsets[0]
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(50))
+    left = read(path, most=0).data
+    np.testing.assert_array_equal(np.asarray(left[:20]), data[:20])
+    with pytest.raises(FileError, match=r"a\.tif is not a whole TIFF file"):
+        np.asarray(left[19:22])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -20,6 +21,7 @@ import psutil
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from tiny import TINY
 
 import napari_arssr
 from napari_arssr import io, upsampling, weights
@@ -27,6 +29,8 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.field import NetworkField
 from napari_arssr.interpolation import apply_separable, spline_matrix
+from napari_arssr.models import Card, build, save
+from napari_arssr.normalization import Normalizer
 from napari_arssr.upsampling import Settings, Target, encode, upsample, upsample_file
 from napari_arssr.volume import Box, Grid, Volume
 from napari_arssr.weights import Loaded
@@ -37,6 +41,23 @@ SHAPE = (6, 9, 10)
 @pytest.fixture(scope="module")
 def loaded(tiny: Path) -> Loaded:
     return weights.load(tiny)
+
+
+@pytest.fixture(scope="module", params=["residual", "published"])
+def short_sighted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Loaded:
+    """A network of each kind that looks less far than a spline.
+
+    What the published kind answers depends on where in the volume it is asked.
+    """
+    torch.manual_seed(0)
+    config = replace(TINY, decoder=request.param, decoder_depth=4, blocks=1, layers=1)
+    model = build(config)
+    torch.nn.init.normal_(list(model.decoder.parameters())[-2], std=0.1)
+    path = tmp_path_factory.mktemp("weights") / f"{request.param}.safetensors"
+    save(path, model, Card(config, name=request.param), torch.float32)
+    return weights.load(path)
 
 
 def volume_of(shape: Sequence[int] = SHAPE, dtype: npt.DTypeLike = np.float32) -> Volume:
@@ -173,6 +194,131 @@ def test_a_box_of_the_result_is_the_result_of_the_box(loaded: Loaded, scale: Any
     same = whole.crop(Box(tuple(start.tolist()), tuple(stop.tolist())))
     np.testing.assert_allclose(part.affine, same.affine, atol=1e-9)
     np.testing.assert_allclose(part.data, same.data, rtol=1e-5)
+
+
+class InAFile:
+    """An array whose voxels are read where it is sliced; keeps how many were."""
+
+    def __init__(self, data: npt.NDArray[Any]) -> None:
+        self._data = data
+        self.shape, self.dtype, self.ndim, self.size = data.shape, data.dtype, data.ndim, data.size
+        self.read = 0
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        part = self._data[index]
+        self.read += part.size
+        return part
+
+
+@pytest.mark.parametrize(
+    "box",
+    [Box((30, 34, 30), (33, 37, 36)), Box((0, 0, 69), (4, 3, 72)), Box((62, 28, 0), (64, 32, 4))],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": (2.5, 1, 2)},
+        {"scale": 1.6, "orientations": 3},
+        {"scale": (2, 3, 1.5), "consistency": ScannerModel("gaussian")},
+    ],
+    ids=["scale", "orientations", "consistency"],
+)
+def test_a_box_is_made_of_what_lies_around_it_and_yet_the_same(
+    short_sighted: Loaded, options: dict[str, Any], box: Box
+) -> None:
+    volume = volume_of((64, 72, 72))
+    volume.data[31, 35, 32] = volume.data[2, 1, 70] = np.nan
+    options = options | {"box": box, "weights": short_sighted, "precision": "float32"}
+    stored: Any = InAFile(volume.data)
+    seen: list[Volume] = []
+
+    @contextmanager
+    def lend(part: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+        seen.append(part)
+        yield make()
+
+    small = Normalizer.fit(volume.data, "percentile")
+    part = upsample(replace(volume, data=stored), **options, lend=lend, normalize=small)
+    assert seen[0].grid.size < volume.grid.size
+    assert stored.read <= 1.3 * seen[0].grid.size  # once more where it is corrected
+    whole = upsample(volume, **options, cut=False, normalize=small)
+    assert part.grid == whole.grid
+    np.testing.assert_allclose(part.data, whole.data, rtol=0, atol=3e-6 * np.ptp(volume.data[5]))
+
+
+@pytest.mark.parametrize("elsewhere", [0, 50], ids=["constant", "constant in the box alone"])
+def test_a_box_in_which_all_is_the_same_is_what_the_whole_is_there(
+    loaded: Loaded, elsewhere: float
+) -> None:
+    volume = volume_of((60, 40, 40))
+    volume.data[:] = 7
+    volume.data[:10] += elsewhere * np.random.default_rng(0).random((10, 40, 40))
+    box = Box((50, 0, 0), (52, 2, 2))
+    part = upsample(volume, 2, box=box, weights=loaded)
+    whole = upsample(volume, 2, box=box, weights=loaded, cut=False)
+    np.testing.assert_allclose(part.data, whole.data, atol=1e-4)
+    assert (part.data == 7).all() == (elsewhere == 0)
+
+
+def test_a_box_is_as_bright_as_it_is_in_the_whole(loaded: Loaded) -> None:
+    volume = volume_of((60, 30, 30))
+    volume.data[:5] *= 20
+    box = Box((50, 10, 10), (55, 15, 15))
+    stored: Any = InAFile(volume.data)
+    part = upsample(replace(volume, data=stored), 2, box=box, weights=loaded)
+    whole = upsample(volume, 2, box=box, weights=loaded, cut=False)
+    np.testing.assert_allclose(part.data, whole.data, rtol=1e-4)
+    assert part.metadata["upsampling"] == whole.metadata["upsampling"]
+
+
+@pytest.mark.parametrize("box", [None, Box((1, 2, 3), (4, 5, 6))])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_voxels_in_a_file_give_what_those_in_memory_give(
+    loaded: Loaded, scale: int, box: Box | None
+) -> None:
+    volume = volume_of()
+    stored: Any = InAFile(volume.data)
+    result = upsample(replace(volume, data=stored), scale, box=box, weights=loaded)
+    np.testing.assert_array_equal(
+        result.data, upsample(volume, scale, box=box, weights=loaded).data
+    )
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".tif"])
+@pytest.mark.parametrize("name", ["scan", "aseg"])
+def test_a_box_of_a_large_file_is_what_it_is_of_the_whole(
+    tmp_path: Path, tiny: Path, suffix: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = volume_of((60, 30, 28), np.int16 if suffix != ".tif" else np.uint16)
+    source = io.write(tmp_path / f"{name}{suffix}", volume)
+    box = Box((50, 10, 10), (55, 15, 15))
+    expected = upsample(io.read(source), 2, box=box, weights=tiny)
+    monkeypatch.setattr(upsampling, "available", lambda: 1000)
+    left: list[bool] = []
+    original = upsampling._read
+
+    def noted(whole: Volume, part: Box | None, stop: Any) -> Volume:
+        left.append(isinstance(whole.data, io.StoredArray))
+        return original(whole, part, stop)
+
+    monkeypatch.setattr(upsampling, "_read", noted)
+    out = tmp_path / f"out{suffix}"
+    upsample_file(source, out, Target(2), box=box, settings=Settings(tiny), dtype="float32")
+    np.testing.assert_allclose(io.read(out).data, expected.data, rtol=1e-5)
+    assert left == ([] if name == "aseg" else [True])
+
+
+def test_voxels_that_cannot_be_read_are_named_with_their_volume(loaded: Loaded) -> None:
+    class Gone(InAFile):
+        def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+            raise OSError("the disk has gone")
+
+    volume = volume_of()
+    gone: Any = Gone(volume.data)
+    volume = replace(volume, data=gone)
+    for method in (None, Normalizer(200.0, 400.0)):
+        with pytest.raises(FileError, match=r"^scan\.nii: its voxels cannot.*the disk has gone"):
+            upsample(volume, 2, box=Box((1, 2, 3), (4, 5, 6)), weights=loaded, normalize=method)
 
 
 @pytest.mark.parametrize(

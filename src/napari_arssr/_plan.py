@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,11 @@ from napari_arssr._fields import Fields
 from napari_arssr._layers import loaded
 from napari_arssr._output_choice import Unit
 from napari_arssr._warm_up import import_torch
+from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
-from napari_arssr.memory import require
+from napari_arssr.lazy import is_loaded, read
+from napari_arssr.memory import available, require
+from napari_arssr.normalization import Normalizer
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
 from napari_arssr.upsampling import Settings, Target, encode, output_grid, upsample
 from napari_arssr.volume import Box, Grid, Volume
@@ -37,6 +40,8 @@ __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "sam
 
 # What to do where a volume is too large to be seen by a network.
 _SMALLER = "open a part of it"
+# Voxels around a box that a network looks at, or less.
+_HALO = 64
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -81,16 +86,32 @@ class Plan:
         return 4 * self.frames * self.grid.size
 
     @property
+    def cut(self) -> bool:
+        """Whether only the box and what lies around it is read and seen by the network.
+
+        Where the whole is in memory it is seen whole, and the features serve other boxes and
+        the live view too.
+        """
+        if self.box is None or io.is_called_label_map(self.volume):
+            return False
+        if self.volume.data.dtype.kind == "b":  # turned into numbers when it is read
+            return False
+        return not is_loaded(self.volume.data) or _bytes_to_see(self.volume) > available() // 2
+
+    @property
     def bytes_needed(self) -> int:
         """Memory for the result and for a frame as the network sees it, features left out."""
-        return self.bytes + 8 * self.volume.grid.size
+        if self.cut:
+            assert self.box is not None
+            seen = self.volume.crop(self.box.grown(_HALO, self.volume.grid.shape))
+        else:
+            seen = self.volume
+        return self.bytes + _bytes_to_see(seen)
 
     @property
     def way_out(self) -> str:
         """What to do where it needs more memory than there is."""
-        if 2 * self.bytes < self.bytes_needed:  # most is for the input
-            way_out = "open a part of the image: all of it is looked at, even for a box"
-        elif self.box is None:
+        if self.box is None:
             way_out = "choose a lower scale or a drawn box"
         else:
             way_out = "choose a lower scale or a smaller box"
@@ -104,7 +125,7 @@ class Plan:
 
     def work(self, halo: int, *, encoded: bool) -> Work:
         """How much there is to do; ``encoded`` if the features are at hand."""
-        if self._is_copy:
+        if self.is_copy:
             return Work(0, 0)
         shape = self.volume.grid.shape
         box = Box((0, 0, 0), shape) if self.box is None else self.box.grown(halo, shape)
@@ -117,6 +138,8 @@ class Plan:
             return False
         if (done.settings, done.frame) != (self.settings, self.frame):
             return False
+        if self.cut or done.cut:
+            return self.cut and done.cut and self.box == done.box
         if done.box is None:
             return True
         return self.box is not None and all(
@@ -148,7 +171,8 @@ class Plan:
         return f"{_joined([step / unit.millimetres for step in spacing], '×')} {unit.symbol}"
 
     @property
-    def _is_copy(self) -> bool:
+    def is_copy(self) -> bool:
+        """Whether the result is the input, or a part of it, as it is."""
         grid = self.target.grid(self.volume.grid, self.volume.name)
         return grid.shape == self.volume.grid.shape
 
@@ -227,6 +251,7 @@ class Workshop:
     def __init__(self, speeds: Speeds) -> None:
         self.fields = Fields()
         self.speeds = speeds
+        self._range: tuple[Any, Hashable, Normalizer] | None = None
 
     def carry_out(self, plan: Plan, report: VagueReport, stop: Stop) -> Volume:
         """Upsample; for a thread.
@@ -256,18 +281,33 @@ class Workshop:
                 plan.settings.weights, progress=partial(_downloaded, report), stop=stop
             )
             volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
-            stored = replace(plan, volume=read_voxels(volume, report, stop)).as_stored()
+            cut = plan.cut
+            if not cut:
+                volume = read_voxels(volume, report, stop)
+            stored = replace(plan, volume=volume).as_stored()
             settings, target = stored.settings, stored.target
+            normalize: Normalization | Normalizer | None = settings.normalize
+            beyond: Hashable = None
+            if cut and plan.frames == 1 and not plan.is_copy:
+                normalize = self._range_of(plan, volume, network, report, stop)
+                # What lies beyond a part matters by its range, and by where it ends.
+                beyond = normalize, volume.grid.shape
             passed = 0
             used: set[str] = {plan.key}
 
             @contextmanager
             def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
                 nonlocal passed
-                with self.fields.lend(_field_key(one, identity, settings, stop), make) as lent:
-                    passed += lent.encoding_cost(stored.box or one.grid.box)
-                    used.add(key_of(network.name, str(lent.device), lent.precision))
-                    yield lent
+                lent: AbstractContextManager[NetworkField]
+                if cut and beyond is None:  # parts of frames, whose ranges are not known here
+                    lent = nullcontext(make())
+                else:
+                    key = _field_key(one, identity, settings, stop, beyond)
+                    lent = self.fields.lend(key, make)
+                with lent as field:
+                    passed += field.encoding_cost(stored.box or one.grid.box)
+                    used.add(key_of(network.name, str(field.device), field.precision))
+                    yield field
 
             watch = Stopwatch(report)
             result = upsample(
@@ -280,10 +320,11 @@ class Workshop:
                 device=settings.device,
                 precision=settings.precision,
                 memory=settings.memory,
-                normalize=settings.normalize,
+                normalize=normalize,
                 consistency=settings.consistency,
                 orientations=settings.orientations,
                 lend=lend,
+                cut=cut,
                 progress=watch,
                 stop=stop,
             )
@@ -297,6 +338,22 @@ class Workshop:
             }
             result = replace(result, metadata=result.metadata | {"upsampling": record})
             return result.transposed(_order(stored.volume.grid, plan.volume.grid))
+
+    def _range_of(
+        self, plan: Plan, frame: Volume, network: Loaded, report: VagueReport, stop: Stop
+    ) -> Normalizer:
+        """The range of a frame's intensities; of one that is in a file it is kept."""
+        method = plan.settings.normalize or network.normalization
+        source, key = plan.volume.data, (plan.frame, method)
+        if self._range is not None and self._range[0] is source and self._range[1] == key:
+            return self._range[2]
+        try:
+            found = Normalizer.fit(frame.data, method, report, stop)
+        except FileError as error:
+            raise FileError(f"{frame.name}: {error}") from None
+        if not is_loaded(source):  # one that is loaded may be edited
+            self._range = source, key, found
+        return found
 
     def field(self, plan: Plan) -> Callable[[Stop], AbstractContextManager[NetworkField | None]]:
         """For the live view: lends the field of a plan's one frame, or None while it is busy.
@@ -372,12 +429,13 @@ def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
 
 def _bytes_to_see(volume: Volume) -> int:
     """Memory for a frame as the network sees it, and for its voxels if they are not in memory."""
-    data: Any = volume.data
-    here = isinstance(data, np.ndarray) and not isinstance(data, np.memmap)
-    return volume.grid.size * (8 + (0 if here else data.dtype.itemsize))
+    itemsize = 0 if is_loaded(volume.data) else volume.data.dtype.itemsize
+    return volume.grid.size * (8 + itemsize)
 
 
-def _field_key(one: Volume, identity: Hashable, settings: Settings, stop: Stop) -> Hashable:
+def _field_key(
+    one: Volume, identity: Hashable, settings: Settings, stop: Stop, beyond: Hashable = None
+) -> Hashable:
     """All that a field depends on: voxels, their place, the network and how it runs."""
     return (
         _digest(one.data, stop),
@@ -390,6 +448,7 @@ def _field_key(one: Volume, identity: Hashable, settings: Settings, stop: Stop) 
         settings.consistency if settings.memory else None,
         settings.normalize,
         settings.orientations,
+        beyond,
     )
 
 
@@ -405,40 +464,7 @@ def _digest(data: Array, stop: Stop) -> str:
 
 def read_voxels(volume: Volume, report: VagueReport, stop: Stop) -> Volume:
     """A volume with its voxels in memory, read piece by piece where they are not."""
-    lazy: Any = volume.data
-    if isinstance(lazy, np.ndarray) and not isinstance(lazy, np.memmap):
-        return loaded(volume)
-    data = np.empty(lazy.shape, dtype=lazy.dtype)
-    start = 0
-    for size in _pieces(lazy):
-        if stop():
-            raise Cancelled
-        report(start / len(data), "reading")
-        try:
-            data[start : start + size] = np.asarray(lazy[start : start + size])
-        except ArssrError:
-            raise
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise FileError(
-                f"{volume.name}: its voxels cannot be read ({_reason(error)}); see that the "
-                "file it comes from is still there and whole."
-            ) from error
-        start += size
-    report(None, "reading")
-    return loaded(replace(volume, data=data))
-
-
-def _pieces(lazy: Any) -> list[int]:
-    """Sizes along the first axis of pieces that are read in one go: the array's own chunks."""
-    length = int(lazy.shape[0])
-    chunks = getattr(lazy, "chunks", None)
-    first = chunks[0] if isinstance(chunks, tuple) and chunks else 1
-    if isinstance(first, tuple):  # dask tells every chunk
-        return [int(size) for size in first]
-    step = max(1, int(first))
-    return [min(step, length - start) for start in range(0, length, step)]
+    return loaded(replace(volume, data=read(volume.data, volume.name, None, report, stop)))
 
 
 @contextmanager
@@ -491,8 +517,3 @@ def _joined(values: float | Sequence[float], mark: str, *, exact: bool = False) 
     else:
         words = [f"{value:.3g}" for value in several]
     return words[0] if len(set(words)) == 1 else mark.join(words)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -95,7 +95,7 @@ class Consistency:
         self.source = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
         self.source_grid = grid.crop(self.source)
         low_z, low_y, low_x = (slice(*part) for part in self._low)
-        self._input = low.data[low_z, low_y, low_x].astype(np.float32)
+        self._input = np.asarray(low.data[low_z, low_y, low_x]).astype(np.float32)
         self._matrices = [
             axis.measure[slice(*low), a:b]
             for axis, low, a, b in zip(

@@ -25,6 +25,10 @@ class FileError(ArssrError):
     """A file cannot be read, understood or written."""
 
 
+class Unreadable(FileError):
+    """Voxels cannot be read; whose they are is for the caller to say."""
+
+
 class OutOfMemory(ArssrError):
     """The work does not fit in the memory there is, however it is cut."""
 

@@ -32,7 +32,7 @@ from napari_arssr.models.decoders import ResidualDecoder
 from napari_arssr.models.lattice import Matrices, interpolate_scalars
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import Request
-from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.volume import Box, Cut, Grid, Shape, Volume
 from napari_arssr.watching import Report, Stop, never
 
 __all__ = ["CubicField", "Field", "NetworkField"]
@@ -46,6 +46,9 @@ _CHUNK_BYTES = 4 << 20
 _CHUNK_POINTS = 16_384  # of interpolation
 _FEWEST_POINTS = 256
 _TILE = 16
+# A spline's coefficient depends on a voxel n further with 0.27ⁿ: so far away, less than float32
+# can tell.
+_SPLINE_HALO = 20
 
 
 class Field(ABC):
@@ -57,12 +60,16 @@ class Field(ABC):
         3D. Non-finite voxels count as the darkest value, and the result is NaN in the
         cells they cover.
     normalizer : Normalizer
+    cut : Cut, optional
+        Of what larger volume it is a part: the field is that volume's, and can be sampled where
+        this part is enough.
     """
 
-    def __init__(self, volume: Volume, normalizer: Normalizer) -> None:
+    def __init__(self, volume: Volume, normalizer: Normalizer, cut: Cut | None = None) -> None:
         if volume.data.ndim != 3:
             raise ValueError("A field is made from one 3D volume: take a frame of it.")
-        self.grid = volume.grid
+        self.grid = volume.grid if cut is None else cut.grid
+        self._start = (0, 0, 0) if cut is None else cut.box.start
         self.name = volume.name
         self.normalizer = normalizer
         finite = np.isfinite(volume.data) if volume.data.dtype.kind == "f" else None
@@ -172,7 +179,8 @@ class Field(ABC):
     def _finish(self, request: Request, chunk: Box, values: FloatArray) -> FloatArray:
         """Zeros outside the span, NaN in cells of non-finite voxels."""
         if self._finite is not None:
-            known = self._finite[request.nearest(chunk)]
+            nearest = zip(request.nearest(chunk), self._start, strict=True)
+            known = self._finite[tuple(index - start for index, start in nearest)]
             values = np.where(known, values, np.float32(np.nan))
         if not request.all_inside:
             values = np.where(request.inside(chunk), values, np.float32(0))
@@ -180,9 +188,10 @@ class Field(ABC):
 
 
 class _CubicBase:
-    """Cubic B-spline interpolation of a volume in network units."""
+    """Cubic B-spline interpolation of a volume in network units, or of its part from ``start``."""
 
-    def __init__(self, normal: FloatArray, device: torch.device) -> None:
+    def __init__(self, normal: FloatArray, device: torch.device, start: Shape = (0, 0, 0)) -> None:
+        self._start = start
         self._coefficients = spline_coefficients(normal)
         self._on_device = torch.from_numpy(self._coefficients).to(device)
         self._device = device
@@ -190,20 +199,27 @@ class _CubicBase:
     def lattice(self, request: Request, chunk: Box) -> Tensor:
         """Values of a chunk of an aligned grid, in source axis order."""
         z, y, x = (request.along("spline", chunk, axis, self._weights) for axis in range(3))
-        part = self._on_device[z[0], y[0], x[0]]
+        support = Box((z[0][0], y[0][0], x[0][0]), (z[0][1], y[0][1], x[0][1]))
+        part = self._on_device[support.relative_to(self._start).slices]
         return interpolate_scalars(part, (z[1], y[1], x[1]))
 
-    def _weights(self, coordinates: npt.NDArray[np.float64], size: int) -> tuple[slice, Tensor]:
+    def _weights(
+        self, coordinates: npt.NDArray[np.float64], size: int
+    ) -> tuple[tuple[int, int], Tensor]:
         start, stop = spline_support(coordinates, size)
         weights = spline_weights(coordinates, size, start, stop)
-        return slice(start, stop), torch.from_numpy(weights).to(self._device)
+        return (start, stop), torch.from_numpy(weights).to(self._device)
 
     def points(self, points: npt.NDArray[np.float64]) -> Tensor:
         """(p,) values at points (p, 3)."""
         from scipy.ndimage import map_coordinates
 
         values = map_coordinates(
-            self._coefficients, points.T, output=np.float32, mode="mirror", prefilter=False
+            self._coefficients,
+            (points - self._start).T,
+            output=np.float32,
+            mode="mirror",
+            prefilter=False,
         )
         return torch.from_numpy(values).to(self._device)
 
@@ -252,6 +268,8 @@ class NetworkField(Field):
     tile, points : int, optional
         Side of a feature tile in voxels; points decoded at once. They change speed, never
         values.
+    cut : Cut, optional
+        See :class:`Field`; :meth:`part_for` says what part is enough.
     """
 
     def __init__(
@@ -266,8 +284,9 @@ class NetworkField(Field):
         orientations: int = 1,
         tile: int = _TILE,
         points: int | None = None,
+        cut: Cut | None = None,
     ) -> None:
-        super().__init__(volume, normalizer)
+        super().__init__(volume, normalizer, cut)
         self.device = torch.device(device)
         self._model = copy.deepcopy(model).to(self.device, dtype)
         # Twice as fast or more on processors, and what tensor cores want.
@@ -291,12 +310,14 @@ class NetworkField(Field):
             )
             for orientation in ORIENTATIONS[:orientations]
         ]
-        self._base = _CubicBase(normal, self.device) if model.decoder.residual else None
+        residual = model.decoder.residual
+        self._base = _CubicBase(normal, self.device, self._start) if residual else None
         self._voxel_cost = float(sum(p.numel() for p in model.encoder.parameters()))
         of_decoder = sum(p.numel() for p in model.decoder.parameters())
         self._point_cost = float(of_decoder * orientations)
         # A network would make something of nothing: a constant volume stays what it is.
-        self._constant = float(normal.min()) if normal.min() == normal.max() else None
+        constant = normal.min() == normal.max() and (cut is None or cut.constant)
+        self._constant = float(normal.min()) if constant else None
 
     @staticmethod
     def least_memory(
@@ -312,6 +333,21 @@ class NetworkField(Field):
         features = 8 * tile**3 * model.config.feature_dim * dtype.itemsize
         return _pass_bytes(model, shape, dtype, tile) + orientations * features
 
+    @staticmethod
+    def part_for(model: ArSSR, asked: Grid, source: Grid) -> Box:
+        """The part of a volume that samples on a grid are made of, whatever lies beyond it.
+
+        Parameters
+        ----------
+        model : ArSSR
+        asked : Grid
+            Where samples are wanted.
+        source : Grid
+            Of the volume.
+        """
+        read = Request.of(asked, source).support(asked.box)
+        return read.grown(max(1 + model.halo, _SPLINE_HALO), source.shape)
+
     @property
     def features(self) -> FeatureMap:
         """The features of the volume as it is; those of other orientations are of its size."""
@@ -319,7 +355,7 @@ class NetworkField(Field):
 
     def encoding_cost(self, box: Box) -> int:
         """LR voxels that are to be encoded before a box of the volume can be sampled."""
-        return self._cost([box.grown(1, self.grid.shape)])
+        return self._cost([box.grown(1, self.grid.shape).relative_to(self._start)])
 
     def _cost(self, boxes: list[Box]) -> int:
         return sum(features.cost(boxes) for features in self._maps)
@@ -375,7 +411,7 @@ class NetworkField(Field):
 
         def fits(z: int, y: int, x: int) -> bool:
             return all(
-                self.features.bytes_of(request.support(part)) <= self.features.cache_bytes
+                self.features.bytes_of(self._support(request, part)) <= self.features.cache_bytes
                 for part in box.blocks((z, y, x))
             )
 
@@ -390,10 +426,15 @@ class NetworkField(Field):
     def _supports(self, request: Request, part: Box) -> list[Box]:
         """LR boxes whose features a part needs: one, or many small ones for oblique grids."""
         if request.lattice is not None:
-            return [request.support(part)]
+            return [self._support(request, part)]
         return [
-            request.support(chunk) for chunk in part.blocks(_chunk_shape(part.shape, self._points))
+            self._support(request, chunk)
+            for chunk in part.blocks(_chunk_shape(part.shape, self._points))
         ]
+
+    def _support(self, request: Request, part: Box) -> Box:
+        """Voxels whose features a part needs, of those that are there."""
+        return request.support(part).relative_to(self._start)
 
     def _chunk(self, request: Request, chunk: Box) -> FloatArray:
         if self._constant is not None:
@@ -427,7 +468,7 @@ class NetworkField(Field):
         return result
 
     def _decode_lattice(self, request: Request, chunk: Box) -> FloatArray:
-        support = request.support(chunk)
+        support = self._support(request, chunk)
 
         def decode(features: FeatureMap, number: int) -> Tensor:
             parts = [
@@ -454,7 +495,8 @@ class NetworkField(Field):
         local = torch.from_numpy(points - corner).to(self.device, torch.float32)
 
         def decode(features: FeatureMap, _number: int) -> Tensor:
-            nodes = torch.nn.functional.pad(features.nodes(support), (0, 0, *[beyond] * 6))
+            nodes = features.nodes(support.relative_to(self._start))
+            nodes = torch.nn.functional.pad(nodes, (0, 0, *[beyond] * 6))
             z, y, x = (
                 self._term(features.model, request, points[:, axis], axis) for axis in range(3)
             )

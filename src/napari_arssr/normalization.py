@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from napari_arssr.choices import NORMALIZATIONS, Normalization
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.lazy import is_loaded, pieces
+from napari_arssr.watching import Stop, VagueReport, never, unheard
 
 __all__ = ["Normalizer", "check_range"]
 
@@ -33,22 +35,33 @@ class Normalizer:
     high: float = 1.0
 
     @classmethod
-    def fit(cls, array: npt.NDArray[Any], method: Normalization = "percentile") -> Normalizer:
+    def fit(
+        cls,
+        array: npt.NDArray[Any],
+        method: Normalization = "percentile",
+        report: VagueReport = unheard,
+        stop: Stop = never,
+    ) -> Normalizer:
         """Fit to an array, non-finite values left out.
 
         Parameters
         ----------
         array : array of any shape
+            One that is still in a file is read piece by piece and never held whole; of a large
+            one ``percentile`` reads some planes only.
         method : {"percentile", "minmax", "none"}
             ``percentile``: the 0.1th and 99.9th percentile (default). ``minmax``: the extremes,
             as the published networks were trained. ``none``: values are in [0, 1] already.
+        report, stop
+            Told and asked while voxels are read from a file.
 
         Raises
         ------
         UsageError
             If the method is unknown.
         FileError
-            If no value is finite.
+            If no value is finite, or voxels cannot be read.
+        Cancelled
         """
         if method not in NORMALIZATIONS:
             raise UsageError(
@@ -58,14 +71,11 @@ class Normalizer:
             return cls()
         low = high = 0.0
         if method == "percentile":
-            some = _finite(_thinned(array)).astype(np.float64)
+            some = _finite(_thinned(array, report, stop)).astype(np.float64)
             if some.size:
                 low, high = (float(v) for v in np.percentile(some, [_LOW, _HIGH]))
         if low == high:
-            finite = _finite(array)
-            if finite.size == 0:
-                raise FileError("it holds no finite value; export it again, or leave it out.")
-            low, high = float(finite.min()), float(finite.max())
+            low, high = _extremes(array, report, stop)
         # A constant volume maps to 0 and back to itself.
         return cls(low, high if high > low else low + max(1.0, abs(low)))
 
@@ -116,10 +126,25 @@ def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array[np.isfinite(array)] if array.dtype.kind == "f" else array.ravel()
 
 
-def _thinned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _thinned(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> npt.NDArray[Any]:
     """Every n-th voxel along each axis, where all would be more than a percentile needs.
 
     Along each axis: every n-th of all in a row may be one column of the volume.
     """
     step = math.ceil((array.size / _ENOUGH) ** (1 / max(array.ndim, 1))) if array.size else 1
-    return array[(slice(None, None, step),) * array.ndim]
+    if is_loaded(array):
+        return array[(slice(None, None, step),) * array.ndim]
+    plane = (slice(None), *(slice(None, None, step),) * (array.ndim - 1))
+    return np.concatenate([part[plane].copy() for _, part in pieces(array, step, report, stop)])
+
+
+def _extremes(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> tuple[float, float]:
+    """The smallest and the largest finite value."""
+    found = []
+    there = [array] if is_loaded(array) else (part for _, part in pieces(array, 1, report, stop))
+    for part in there:
+        if (finite := _finite(part)).size:
+            found += [float(finite.min()), float(finite.max())]
+    if not found:
+        raise FileError("it holds no finite value; export it again, or leave it out.")
+    return min(found), max(found)

@@ -23,10 +23,11 @@ import numpy.typing as npt
 from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, UsageError
-from napari_arssr.memory import for_work, require
+from napari_arssr.lazy import pieces, read
+from napari_arssr.memory import available, for_work, require
 from napari_arssr.normalization import Normalizer, check_range
 from napari_arssr.request import nearest_values
-from napari_arssr.volume import Box, Grid, Volume, as_triple
+from napari_arssr.volume import Box, Cut, Grid, Volume, as_triple
 from napari_arssr.watching import Report, Stop, never, unheard
 
 if TYPE_CHECKING:
@@ -210,8 +211,12 @@ def _encode(
     normalize: Normalization | Normalizer | None,
     orientations: int,
     held: int = 0,
+    cut: Cut | None = None,
 ) -> NetworkField:
-    """A volume's field from weights at hand, beside work that will come to hold ``held`` bytes."""
+    """A volume's field from weights at hand, beside work that will come to hold ``held`` bytes.
+
+    ``cut`` says of what larger volume this one is a part.
+    """
     from napari_arssr.devices import choose_device, choose_precision
     from napari_arssr.field import NetworkField
 
@@ -237,6 +242,7 @@ def _encode(
         dtype=dtype,
         memory=budget,
         orientations=orientations,
+        cut=cut,
     )
 
 
@@ -252,10 +258,11 @@ def upsample(
     device: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
-    normalize: Normalization | None = None,
+    normalize: Normalization | Normalizer | None = None,
     consistency: ScannerModel | None = None,
     orientations: int = 1,
     lend: Lend = _afresh,
+    cut: bool = True,
     progress: Report = unheard,
     stop: Stop = never,
 ) -> Volume:
@@ -264,7 +271,8 @@ def upsample(
     Parameters
     ----------
     volume : Volume
-        3D, or 4D: each frame by itself.
+        3D, or 4D: each frame by itself. Its voxels may still be in a file or a dask array: for a
+        box no others are held in memory than the box and a margin, except of a label map.
     scale, spacing, shape, isotropic
         How fine, one of the four; three numbers are (z, y, x). See :class:`Target`.
     box : Box, optional
@@ -278,6 +286,9 @@ def upsample(
     lend : callable, optional
         For callers that keep fields: takes a frame and a function that encodes it, and gives a
         context manager that lends the frame's field. By default each is encoded afresh.
+    cut : bool
+        Whether the field that is made for a box is of the box and a margin alone, which is the
+        frame that ``lend`` is given; else it is of the whole volume and serves other boxes too.
     progress : callable
         Told the share of the work that is done, 0 to 1, and what is being done.
     stop : callable
@@ -303,7 +314,8 @@ def upsample(
     target = Target(scale, spacing, shape, isotropic)
     loaded = weights if isinstance(weights, registry.Loaded) else None
     name = weights.name if isinstance(weights, registry.Loaded) else weights
-    settings = Settings(name, device, precision, memory, normalize, consistency, orientations)
+    method = None if isinstance(normalize, Normalizer) else normalize
+    settings = Settings(name, device, precision, memory, method, consistency, orientations)
     _check_real(volume)
     grid = output_grid(volume, target, box)
     labels = io.is_label_map(volume)
@@ -334,7 +346,7 @@ def upsample(
             part = _part_of(progress, number, volume.frames)
             filled(number, _labels(volume.frame(number), grid, part, stop))
         return result(_labels_record(target, box))
-    job = _Job.of(volume, target, box, settings, loaded)
+    job = _Job.of(volume, target, box, settings, loaded, cut=cut)
     if job.loaded is None and volume.data.dtype.itemsize > data.itemsize:
         check_range(volume.data, volume.name)  # a copy of it in fewer bits
     used: list[Normalizer] = []
@@ -394,7 +406,7 @@ def upsample_file(
 
     settings = settings or Settings()
     output = io.check_output(output, [io.check_input(source)])
-    volume = io.read(source, frame=frame)
+    volume = _input(source, frame, part=box is not None)
     try:
         chosen = box(volume.grid) if callable(box) else box
     except UsageError as error:
@@ -466,6 +478,21 @@ def _labels(volume: Volume, grid: Grid, progress: Report, stop: Stop) -> Iterato
         progress(slab.stop[0] / grid.shape[0], "labels")
 
 
+def _input(source: str | os.PathLike[str], frame: int | None, *, part: bool) -> Volume:
+    """The volume of a file; where a part of it is wanted, its voxels stay there if they can."""
+    from napari_arssr import io
+
+    if not part:
+        return io.read(source, frame=frame)
+    # To be read in parts a gzip file is unpacked beside its memory: only if it is large.
+    zipped = io.known_suffix(source) == ".nii.gz"
+    volume = io.read(source, frame=frame, most=available() // _LARGE if zipped else 0)
+    data: Any = volume.data
+    if isinstance(data, io.StoredArray) and io.is_called_label_map(volume):
+        return io.read(source, frame=frame)  # whose voxels say whether it is one
+    return volume
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """All that is settled before the first voxel of a result.
@@ -482,6 +509,8 @@ class _Job:
         The network; None where the result is the input itself.
     record : dict
         What is done, ready for JSON, but for the intensities' ranges.
+    cut : bool
+        Whether only what the box needs is read and encoded.
     """
 
     volume: Volume
@@ -491,6 +520,7 @@ class _Job:
     grid: Grid
     loaded: Loaded | None
     record: dict[str, Any]
+    cut: bool = False
 
     @classmethod
     def of(
@@ -500,6 +530,8 @@ class _Job:
         box: Box | None,
         settings: Settings,
         loaded: Loaded | None = None,
+        *,
+        cut: bool = True,
     ) -> _Job:
         """Settle it; ``loaded`` is the network where it is at hand already.
 
@@ -515,7 +547,9 @@ class _Job:
         record = _settings_record(settings, target, box)
         if target.grid(volume.grid).shape == volume.grid.shape:
             return cls(volume, target, box, settings, grid, None, record)
-        check_range(volume.data, volume.name)
+        cut = cut and box is not None
+        if not cut:
+            check_range(volume.data, volume.name)
         loaded = loaded or registry.load(settings.weights)
         device = choose_device(settings.device)
         precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
@@ -523,7 +557,7 @@ class _Job:
             "device": str(device),
             "precision": str(precision).removeprefix("torch."),
         }
-        return cls(volume, target, box, settings, grid, loaded, record)
+        return cls(volume, target, box, settings, grid, loaded, record, cut)
 
     @property
     def name(self) -> str:
@@ -561,14 +595,21 @@ class _Job:
         """The result of a frame, slab by slab along z; its field is let go of at the end."""
         frame = self.frame(number)
         if self.loaded is None:
-            yield (frame if self.box is None else frame.crop(self.box)).data
+            yield _read(frame, self.box, stop).data
             progress(1.0, "copy")
             return
         settings = self.settings
         step = _consistency(frame, self.target, self.box, settings.consistency)
+        cut = None
+        if self.cut:
+            # Of the whole: a box is not to be brighter or darker for what lies in it.
+            normalize = _fit(frame, normalize, self.loaded, stop)
+            part, cut = self._part(frame, self.grid if step is None else step.source_grid, stop)
+        else:
+            part = _read(frame, None, stop)
         make = partial(
             _encode,
-            frame,
+            part,
             self.loaded,
             device=settings.device,
             precision=settings.precision,
@@ -576,9 +617,20 @@ class _Job:
             normalize=normalize,
             orientations=settings.orientations,
             held=0 if step is None else step.held_bytes,
+            cut=cut,
         )
-        with lend(frame, make) as field:
+        with lend(part, make) as field:
             yield from _slabs(field, self.grid, step, progress, stop)
+
+    def _part(self, frame: Volume, asked: Grid, stop: Stop) -> tuple[Volume, Cut]:
+        """What of a frame is needed for a grid, in memory, and where it was cut from."""
+        from napari_arssr.field import NetworkField
+
+        assert self.loaded is not None
+        box = NetworkField.part_for(self.loaded.model, asked, frame.grid)
+        part = _read(frame, box, stop)
+        check_range(part.data, frame.name)
+        return part, Cut(frame.grid, box, _is_constant(part, stop) and _is_constant(frame, stop))
 
 
 def output_grid(volume: Volume, target: Target, box: Box | None) -> Grid:
@@ -616,14 +668,37 @@ def _slabs(
 
 
 def _fit(
-    volume: Volume, normalize: Normalization | Normalizer | None, loaded: Loaded
+    volume: Volume,
+    normalize: Normalization | Normalizer | None,
+    loaded: Loaded,
+    stop: Stop = never,
 ) -> Normalizer:
     if isinstance(normalize, Normalizer):
         return normalize
     try:
-        return Normalizer.fit(volume.data, normalize or loaded.normalization)
+        return Normalizer.fit(volume.data, normalize or loaded.normalization, stop=stop)
     except (FileError, UsageError) as error:
         raise type(error)(f"{volume.name}: {error}") from None
+
+
+def _read(volume: Volume, box: Box | None, stop: Stop) -> Volume:
+    """A volume, or the part of it in a box, as an array of numpy's."""
+    data: Any = volume.data
+    if isinstance(data, np.ndarray):
+        return volume if box is None else volume.crop(box)
+    grid = volume.grid if box is None else volume.grid.crop(box)
+    part = None if box is None else box.slices
+    return replace(volume, data=read(data, volume.name, part, stop=stop), affine=grid.affine)
+
+
+def _is_constant(volume: Volume, stop: Stop) -> bool:
+    """Whether all voxels have one value; looks no further than to the first that has not."""
+    value = None
+    for _, part in pieces(volume.data, stop=stop):
+        value = part.flat[0] if value is None else value
+        if not (part == value).all():
+            return False
+    return True
 
 
 def _part_of(progress: Report, number: int, total: int) -> Report:
@@ -703,4 +778,6 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, wa
 
 
 _LABEL_PLANES = 16
+# What takes more than this part of the memory that is free is large.
+_LARGE = 4
 _WORKSPACE = 256 << 20

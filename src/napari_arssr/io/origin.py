@@ -125,6 +125,12 @@ def is_record(text: str) -> bool:
     return isinstance(record, dict) and any(name.startswith(_PROGRAM) for name in record)
 
 
+def is_called_label_map(volume: Volume) -> bool:
+    """Whether the file's intent or its name says so; the voxels of :func:`is_label_map` too."""
+    name = stem(volume.name).lower()
+    return origin_of(volume).intent[0] in LABEL_INTENTS or bool(_LABEL_NAMES.search(name))
+
+
 def is_label_map(volume: Volume) -> bool:
     """Whether voxels are numbers of structures rather than measurements.
 
@@ -132,9 +138,7 @@ def is_label_map(volume: Volume) -> bool:
     ``parc``, ``mask``), and its voxels do not say otherwise: all are whole numbers. Many
     programs store those as floating-point numbers; voxels still in a file are not looked at.
     """
-    if origin_of(volume).intent[0] not in LABEL_INTENTS and not _LABEL_NAMES.search(
-        stem(volume.name).lower()
-    ):
+    if not is_called_label_map(volume):
         return False
     if volume.data.dtype.kind in "iu":
         return True

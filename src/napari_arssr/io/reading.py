@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from napari_arssr.errors import FileError
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.paths import KNOWN, AnyPath, files_of, known_suffix
@@ -22,10 +24,11 @@ def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) ->
     path : path
         ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (each finds the other), ``.tif``, ``.tiff``.
     most : int, optional
-        Bytes to load. The voxels of a larger NIfTI image stay in the file: ``data`` is then a
-        :class:`~napari_arssr.io.StoredArray`, which reads what is indexed.
+        Bytes to load. The voxels of a larger image stay in the file: ``data`` is then a
+        :class:`~napari_arssr.io.StoredArray`, which reads what is indexed. Not of a TIFF file
+        whose planes cannot be read one by one.
     frame : int, optional
-        Of a series only this frame, as a 3D volume; of NIfTI no other frame's voxels are held.
+        Of a series only this frame, as a 3D volume; no other frame's voxels are held.
 
     Returns
     -------
@@ -48,15 +51,16 @@ def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) ->
     with reading(path):
         _check(path)
         if known_suffix(path) in tiff.SUFFIXES:
-            volume = tiff.read(path)
-            return volume if frame is None else _alone(volume, frame)
+            return tiff.read(path, most) if frame is None else _frame_of_tiff(path, most, frame)
         return nifti.read(path, most, frame)
 
 
-def _alone(series: Volume, frame: int) -> Volume:
-    """A frame that does not keep the others in memory."""
-    one = series.frame(frame)
-    return replace(one, data=one.data.copy()) if series.frames > 1 else one
+def _frame_of_tiff(path: Path, most: int | None, frame: int) -> Volume:
+    """A frame; no other's voxels are held, and where its planes can be told apart none is read."""
+    one = tiff.read(path, most=0).frame(frame)
+    if most is None or one.data.size * one.data.dtype.itemsize <= most:
+        one = replace(one, data=np.array(one.data))
+    return one
 
 
 def _check(path: Path) -> None:

@@ -7,10 +7,13 @@ import math
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
@@ -19,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import FileError
-from napari_arssr.io.casting import real_values
+from napari_arssr.io.casting import real_dtype, real_values
 from napari_arssr.io.origin import Layout, Origin
-from napari_arssr.io.troubles import closing, not_real
+from napari_arssr.io.stored import StoredArray, StoredImage
+from napari_arssr.io.troubles import closing, cut_off, not_real, reading
 from napari_arssr.volume import Grid, Triple, Volume
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "SUFFIXES", "provenance", "read", "start"]
 
 SUFFIXES = (".tif", ".tiff")
+
+Array = npt.NDArray[Any]
 
 DTYPES = tuple(np.dtype(code) for code in ("u1", "u2", "i2", "f4"))
 """Number types that ImageJ knows."""
@@ -66,21 +72,29 @@ _SIGNED = -32768  # ImageJ's int16 is uint16 with this as intercept
 _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, most: int | None = None) -> Volume:
     """Read one stack; see :func:`napari_arssr.io.read`."""
     with _opened(path) as tiff:
         series = _only_series(path, tiff)
         axes = _sizes(path, series)
-        stored = series.asarray().reshape(*axes.values())
         said = _metadata(tiff)
-        slope, intercept = _calibration(path, tiff, stored.dtype)
+        slope, intercept = _calibration(path, tiff, series.dtype)
+        native = series.dtype.newbyteorder("=")
+        convert: Callable[[Array], Array]
+        if native == np.uint16 and (slope, intercept) == (1.0, _SIGNED):
+            convert, native, real = _signed, np.dtype(np.int16), np.dtype(np.int16)
+            slope, intercept = 1.0, 0.0
+        else:
+            convert = partial(real_values, slope=slope, intercept=intercept)
+            real = real_dtype(native, slope, intercept)
+        data: Any = None  # an array, or what reads one
+        if most is not None and math.prod(axes.values()) * real.itemsize > most:
+            data = _left_in_file(path, series, tuple(axes.values()), real, convert)
+        if data is None:
+            data = np.ascontiguousarray(convert(series.asarray().reshape(*axes.values())))
     if tuple(axes)[:2] == ("Z", "T"):
-        stored = stored.swapaxes(0, 1)
-    native = stored.dtype.newbyteorder("=")
-    if native == np.uint16 and (slope, intercept) == (1.0, _SIGNED):
-        stored, native = _signed(stored), np.dtype(np.int16)
-        slope, intercept = 1.0, 0.0
-    data = np.ascontiguousarray(real_values(stored, slope, intercept))
+        data = data.transpose(1, 0, 2, 3)
+        data = np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data
     shape = data.shape[-3:]
     if not all(math.isfinite(step) and step > 0 for step in said.spacing):
         sizes = " × ".join(f"{step:g}" for step in said.spacing[::-1])
@@ -106,6 +120,69 @@ def read(path: Path) -> Volume:
     )
 
 
+def _left_in_file(
+    path: Path,
+    series: TiffPageSeries,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    convert: Callable[[Array], Array],
+) -> StoredArray | None:
+    """The voxels as an array that reads what is indexed; None where no plane stands alone."""
+    offset = series.dataoffset
+    if offset is not None:
+        stored = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
+        need = math.prod(shape) * stored.itemsize
+        if (have := path.stat().st_size - offset) < need:
+            raise cut_off(path, need, have)
+        return StoredArray(
+            StoredImage(path, shape, stored=stored, offset=offset, dtype=dtype, convert=convert)
+        )
+    if len(series) != math.prod(shape[:-2]):
+        return None
+    return StoredArray(_StoredPlanes(path, shape, dtype, convert))
+
+
+class _StoredPlanes:
+    """The voxels of a file of compressed or scattered planes, for a :class:`StoredArray`."""
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        convert: Callable[[Array], Array],
+    ) -> None:
+        import tifffile
+
+        self.name = str(path)
+        self.shape = shape
+        self.dtype = dtype
+        self._path = path
+        self._convert = convert
+        self._lock = threading.Lock()
+        with _plainly(path):
+            self._tiff = tifffile.TiffFile(path)
+            # Closed with the last array that needs it, and not by chance later.
+            weakref.finalize(self, self._tiff.close)
+            self._plane(0)  # a way of packing that is not known here is said now
+
+    def read(self, picks: Sequence[range]) -> Array:
+        """The voxels at every combination of the indices picked; planes are read whole."""
+        result = np.empty([len(pick) for pick in picks], self.dtype)
+        places = np.ndindex(result.shape[:-2])
+        for place, plane in zip(places, product(*picks[:-2]), strict=True):
+            number = int(np.ravel_multi_index(plane, self.shape[:-2]))
+            with reading(self._path), _plainly(self._path), self._lock:
+                values = self._plane(number)[np.ix_(*picks[-2:])]
+            result[place] = self._convert(values)
+        return result
+
+    def _plane(self, number: int) -> Array:
+        page = self._tiff.series[0][number]
+        assert page is not None  # as _only_series has seen
+        return np.asarray(page.asarray()).reshape(self.shape[-2:])
+
+
 def provenance(path: Path) -> str:
     """What ImageJ's "Info" says of how a stack was made; its voxels are not read."""
     with _opened(path) as tiff:
@@ -116,11 +193,18 @@ def provenance(path: Path) -> str:
 def _opened(path: Path) -> Iterator[TiffFile]:
     import tifffile
 
+    with _plainly(path), tifffile.TiffFile(path) as tiff:
+        yield tiff
+
+
+@contextmanager
+def _plainly(path: Path) -> Iterator[None]:
+    """One sentence of ours for whatever tifffile makes of a file."""
     # Whatever a broken file makes of tifffile's parser (it raises nearly everything) is one
     # thing to the user. Its log repeats in its own words what is said here.
     try:
-        with _quiet(), tifffile.TiffFile(path) as tiff:
-            yield tiff
+        with _quiet():
+            yield
     except (FileError, OSError, MemoryError):
         raise
     except Exception as error:
@@ -173,6 +257,12 @@ def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:
             "own."
         )
     series = tiff.series[0]
+    plane = series.keyframe.size
+    if (told := _voxels_told(tiff)) > series.size:
+        raise FileError(
+            f"{path} is cut off: it tells of {told // plane} planes and {series.size // plane} can "
+            "be found; copy it again."
+        )
     photometric = getattr(series.keyframe.photometric, "name", "")
     kind = series.dtype.kind
     if photometric in ("RGB", "PALETTE", "CFA", "YCBCR", "CIELAB", "SEPARATED"):
@@ -185,6 +275,17 @@ def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:
             f"{path} is one part of a series of OME files; save the series as one file."
         )
     return series
+
+
+def _voxels_told(tiff: TiffFile) -> int:
+    """How many voxels ImageJ's or tifffile's description says that there are; 0 without one.
+
+    Where its planes are not all there, tifffile takes the file for one of those that are.
+    """
+    if tiff.is_imagej:
+        planes = int((tiff.imagej_metadata or {}).get("images", 0))
+        return planes * tiff.series[0].keyframe.size
+    return math.prod((tiff.shaped_metadata or [{}])[0].get("shape", [0]))
 
 
 def _list_of_planes_ends(path: Path, tiff: TiffFile) -> bool:
