@@ -608,6 +608,12 @@ def test_memory_on_a_graphics_card_counts_what_is_put_there(
     assert budget(card, 10_000_000) == 9_000_000
     with pytest.raises(UsageError, match=r"2 MB of memory are too little.*need 3 MB"):
         budget(card, 2_000_000)
+    # What PyTorch has taken of the card and does not use is free to us.
+    free = 600_000_000
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "memory_reserved", lambda _: 700_000_000)
+        patched.setattr(torch.cuda, "memory_allocated", lambda _: 300_000_000)
+        assert budget(card, None) == 799_000_000
     free = 2_500_000
     assert budget(card, None) == budget(card, 10_000_000) == least
 

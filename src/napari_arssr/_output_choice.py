@@ -12,9 +12,9 @@ from psygnal import Signal
 from qtpy.QtWidgets import QButtonGroup, QLabel, QRadioButton, QVBoxLayout, QWidget
 
 from napari_arssr._rows import in_a_row
-from napari_arssr.errors import UsageError
+from napari_arssr.errors import Coarser, UsageError
 from napari_arssr.upsampling import Target
-from napari_arssr.volume import Volume, round_half_up
+from napari_arssr.volume import Volume
 
 __all__ = ["AxesChoice", "OutputChoice", "Unit", "offer_sizes", "times"]
 
@@ -186,21 +186,20 @@ class OutputChoice(QWidget):
             size = min((s for s, wanted in zip(spacing, along, strict=True) if wanted), default=1.0)
         else:
             size = float(self.voxel_size.value) * self.unit.millimetres
-            self._check_finer(volume, along, size)
         if all(along):
-            return Target(spacing=size)
-        z, y, x = (size if wanted else s for s, wanted in zip(spacing, along, strict=True))
-        return Target(spacing=(z, y, x))
-
-    def _check_finer(self, volume: Volume, along: tuple[bool, bool, bool], size: float) -> None:
-        """As :meth:`Target.grid` does, but in the unit that the window shows."""
-        sides = zip(volume.grid.shape, volume.spacing, along, strict=True)
-        if any(wanted and round_half_up(n * side / size) < n for n, side, wanted in sides):
+            target = Target(spacing=size)
+        else:
+            z, y, x = (size if wanted else s for s, wanted in zip(spacing, along, strict=True))
+            target = Target(spacing=(z, y, x))
+        try:
+            target.grid(volume.grid)
+        except Coarser:  # in the unit that the window shows
             raise UsageError(
                 f"{volume.name}: voxels of {self.unit.show([size])} would be coarser than its own, "
-                f"{self.unit.show(volume.spacing)}; choose a smaller size, or untick an axis under "
+                f"{self.unit.show(spacing)}; choose a smaller size, or untick an axis under "
                 "Advanced."
-            )
+            ) from None
+        return target
 
     def _on_button(self, _button: QRadioButton, checked: bool) -> None:
         if checked:  # once, not also for the one that goes out

@@ -96,17 +96,17 @@ class Plan:
             return False
         if self.volume.data.dtype.kind == "b":  # turned into numbers when it is read
             return False
-        return not is_loaded(self.volume.data) or _bytes_to_see(self.volume) > available() // 2
+        whole = _bytes_to_see(self.volume, self.volume.grid.box)
+        return not is_loaded(self.volume.data) or whole > available() // 2
 
     @property
     def bytes_needed(self) -> int:
         """Memory for the result and for a frame as the network sees it, features left out."""
+        seen = self.volume.grid.box
         if self.cut:
             assert self.box is not None
-            seen = self.volume.crop(self.box.grown(_HALO, self.volume.grid.shape))
-        else:
-            seen = self.volume
-        return self.bytes + _bytes_to_see(seen)
+            seen = self.box.grown(_HALO, seen.shape)
+        return self.bytes + _bytes_to_see(self.volume, seen)
 
     @property
     def way_out(self) -> str:
@@ -372,7 +372,11 @@ class Workshop:
                 if not read:
                     identity, loaded = self.fields.weights(settings.weights)
                     volume = plan.volume.frame(plan.frame or 0)
-                    require(_bytes_to_see(volume), f"{volume.name} in the live view", _SMALLER)
+                    require(
+                        _bytes_to_see(volume, volume.grid.box),
+                        f"{volume.name} in the live view",
+                        _SMALLER,
+                    )
                     one = read_voxels(volume, unheard, stop).in_storage_order()
                     read.append((one, _field_key(one, identity, settings, stop), loaded))
                 ((one, key, network),) = read
@@ -427,10 +431,10 @@ def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
             raise UsageError(f"{name} was changed since it was read from {source}; {way_out}.")
 
 
-def _bytes_to_see(volume: Volume) -> int:
-    """Memory for a frame as the network sees it, and for its voxels if they are not in memory."""
+def _bytes_to_see(volume: Volume, part: Box) -> int:
+    """Memory for a part as the network sees it, and for its voxels if they are not in memory."""
     itemsize = 0 if is_loaded(volume.data) else volume.data.dtype.itemsize
-    return volume.grid.size * (8 + itemsize)
+    return part.size * (8 + itemsize)
 
 
 def _field_key(

@@ -21,6 +21,10 @@ class NoFrame(UsageError):
     """A frame was asked for that a series does not have: no fault of its file."""
 
 
+class Coarser(UsageError):
+    """A result was asked for whose voxels would be larger than those of its input."""
+
+
 class FileError(ArssrError):
     """A file cannot be read, understood or written."""
 

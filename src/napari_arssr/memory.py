@@ -61,6 +61,8 @@ def for_work(device: torch.device, asked: int | None = None) -> int:
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
+    # What PyTorch keeps of memory that is no longer used is as good as free.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(_SHARE_OF_GPU * free) if asked is None else min(asked, int(_MOST_OF_GPU * free))
 
 

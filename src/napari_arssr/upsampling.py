@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
-from napari_arssr.errors import Cancelled, FileError, UsageError
+from napari_arssr.errors import Cancelled, Coarser, FileError, UsageError
 from napari_arssr.lazy import pieces, read
 from napari_arssr.memory import available, for_work, require
 from napari_arssr.normalization import Normalizer, check_range
@@ -92,7 +92,9 @@ class Target:
         Raises
         ------
         UsageError
-            If the result would be coarser than the input along an axis.
+            If the scale is below 1.
+        Coarser
+            If the result would be coarser than the input along an axis; a UsageError.
         """
         if self.scale is not None:
             if min(as_triple(self.scale, "scale")) < 1:
@@ -110,7 +112,7 @@ class Target:
             if m < n
         ]
         if coarser:
-            raise UsageError(
+            raise Coarser(
                 f"{name}: the result would be coarser than the input along {', '.join(coarser)}; "
                 f"its voxels are {_sizes(source.spacing)} mm (i, j, k), so ask for none larger, "
                 "one number per axis if need be."
