@@ -28,7 +28,7 @@ from napari_arssr.errors import Cancelled, OutOfMemory
 from napari_arssr.field import CubicField, NetworkField
 from napari_arssr.models import ArSSR, ModelConfig, build
 from napari_arssr.normalization import Normalizer
-from napari_arssr.volume import Box, Cut, Grid, Volume
+from napari_arssr.volume import Box, Grid, Volume
 
 EXAMPLES = settings(max_examples=25, deadline=None)
 
@@ -235,23 +235,42 @@ def test_a_box_of_the_result_is_the_result_of_the_box(data: st.DataObject) -> No
 
 @networks
 @pytest.mark.parametrize("oblique", [False, True], ids=["box", "oblique"])
-def test_the_part_that_samples_need_is_enough(encoder: str, decoder: str, oblique: bool) -> None:
+def test_what_is_read_in_parts_is_what_it_is_as_a_whole(
+    encoder: str, decoder: str, oblique: bool
+) -> None:
     model = network(encoder, decoder, blocks=1, layers=1)
     shape = {"RDN": (60, 58, 62), "ResCNN": (60, 58, 62), "SRResNet": (90, 20, 22)}[encoder]
-    whole = volume_of(shape)
-    asked = whole.grid.scaled((1.3, 1.7, 1.1)).crop(Box((40, 16, 13), (45, 20, 16)))
+    source = volume_of(shape)
+    fine = source.grid.scaled((1.3, 1.7, 1.1))
+    wanted = [
+        fine.crop(Box((40, 16, 13), (45, 20, 16))),
+        fine.crop(Box((0, 0, 0), (3, 4, 2))),
+        fine.crop(Box((fine.shape[0] - 3, 10, 11), (fine.shape[0], 12, 15))),
+    ]
     if oblique:
-        asked = turned(whole.grid, (4, 3, 4), 0.8, seed=3)
-    middle = np.rint(whole.grid.index(asked.world([1, 1, 1]))).astype(int)
-    whole.data[tuple(middle)] = np.nan
-    box = NetworkField.part_for(model, asked, whole.grid)
-    assert box.size < whole.grid.size
-    part = NetworkField(whole.crop(box), model, NORMALIZER, cut=Cut(whole.grid, box))
-    result = part.sample(asked).data
-    assert np.isnan(result).any()
-    reference = NetworkField(whole, model, NORMALIZER).sample(asked).data
-    np.testing.assert_array_equal(np.isnan(result), np.isnan(reference))
-    assert_same(np.nan_to_num(result), np.nan_to_num(reference))
+        wanted = [turned(grid, (4, 3, 4), 0.8, seed=3) for grid in wanted]
+    middle = np.rint(source.grid.index(wanted[0].world([1, 1, 1]))).astype(int)
+    source.data[tuple(middle)] = np.nan
+    whole = NetworkField(source, model, NORMALIZER)
+    parts = NetworkField(source, model, NORMALIZER, whole=False)
+    for number, grid in enumerate(wanted):
+        result, reference = parts.sample(grid).data, whole.sample(grid).data
+        assert np.isnan(result).any() == (number == 0)
+        np.testing.assert_array_equal(np.isnan(result), np.isnan(reference))
+        assert_same(np.nan_to_num(result), np.nan_to_num(reference))
+
+
+def test_two_requests_in_turns_do_not_disturb_each_others_parts() -> None:
+    source = volume_of((60, 58, 62))
+    model = network("RDN", "residual", blocks=1, layers=1)
+    fine = source.grid.scaled(1.5)
+    wanted = [fine.crop(Box((0, 0, 0), (12, 9, 9))), fine.crop(Box((70, 70, 70), (82, 79, 79)))]
+    field = NetworkField(source, model, NORMALIZER, whole=False, points=100)
+    reference = NetworkField(source, model, NORMALIZER)
+    turns = [field.slabs(grid) for grid in wanted]
+    found = [next(turn) for turn in turns]
+    for part, grid in zip(found, wanted, strict=True):
+        assert_same(part, reference.sample(grid).data[: len(part)])
 
 
 @networks

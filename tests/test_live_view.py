@@ -35,6 +35,7 @@ from napari_arssr.normalization import Normalizer
 from napari_arssr.request import Request as Sampling
 from napari_arssr.upsampling import encode
 from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.voxels import Voxels
 from napari_arssr.watching import Stop
 from napari_arssr.weights import Loaded
 
@@ -78,7 +79,9 @@ class NearestField(Field):
     """The volume itself: every point has the value of the voxel it lies in."""
 
     def __init__(self, volume: Volume) -> None:
-        super().__init__(volume, Normalizer(0.0, 1.0))
+        normalizer = Normalizer(0.0, 1.0)
+        voxels = Voxels(volume, normalizer, torch.device("cpu"))
+        super().__init__(voxels, volume.name, normalizer)
         self._data = volume.data
 
     def _chunk(self, request: Sampling, chunk: Box) -> npt.NDArray[np.float32]:

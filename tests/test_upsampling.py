@@ -197,17 +197,23 @@ def test_a_box_of_the_result_is_the_result_of_the_box(loaded: Loaded, scale: Any
 
 
 class InAFile:
-    """An array whose voxels are read where it is sliced; keeps how many were."""
+    """An array whose voxels are read where it is sliced; keeps which planes were."""
 
     def __init__(self, data: npt.NDArray[Any]) -> None:
         self._data = data
         self.shape, self.dtype, self.ndim, self.size = data.shape, data.dtype, data.ndim, data.size
-        self.read = 0
+        self.read: set[int] = set()
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
-        part = self._data[index]
-        self.read += part.size
-        return part
+        along_z = index[0] if isinstance(index, tuple) else index
+        self.read |= set(np.arange(len(self._data))[along_z].tolist())
+        return self._data[index]
+
+
+@contextmanager
+def seen_whole(_frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
+    """Lends a field that might serve other boxes: of the whole volume."""
+    yield make()
 
 
 @pytest.mark.parametrize(
@@ -229,21 +235,22 @@ def test_a_box_is_made_of_what_lies_around_it_and_yet_the_same(
     volume = volume_of((64, 72, 72))
     volume.data[31, 35, 32] = volume.data[2, 1, 70] = np.nan
     options = options | {"box": box, "weights": short_sighted, "precision": "float32"}
+    whole = upsample(volume, **options, lend=seen_whole)
     stored: Any = InAFile(volume.data)
-    seen: list[Volume] = []
+    for one in (volume, replace(volume, data=stored)):
+        part = upsample(one, **options)
+        assert part.grid == whole.grid
+        within = 3e-6 * np.ptp(volume.data[5])
+        np.testing.assert_allclose(part.data, whole.data, rtol=0, atol=within)
 
-    @contextmanager
-    def lend(part: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
-        seen.append(part)
-        yield make()
 
-    small = Normalizer.fit(volume.data, "percentile")
-    part = upsample(replace(volume, data=stored), **options, lend=lend, normalize=small)
-    assert seen[0].grid.size < volume.grid.size
-    assert stored.read <= 1.3 * seen[0].grid.size  # once more where it is corrected
-    whole = upsample(volume, **options, cut=False, normalize=small)
-    assert part.grid == whole.grid
-    np.testing.assert_allclose(part.data, whole.data, rtol=0, atol=3e-6 * np.ptp(volume.data[5]))
+def test_of_voxels_in_a_file_a_box_reads_those_around_it(loaded: Loaded) -> None:
+    stored: Any = InAFile(volume_of((200, 9, 10)).data)
+    volume = replace(volume_of((200, 9, 10)), data=stored)
+    box = Box((150, 2, 3), (153, 6, 7))
+    upsample(volume, 2, box=box, weights=loaded, normalize=Normalizer(200.0, 400.0))
+    assert stored.read <= set(range(150 - 2 - 20, 153 + 2 + 20))
+    assert stored.read >= set(range(150 - 8, 153 + 8))
 
 
 @pytest.mark.parametrize("elsewhere", [0, 50], ids=["constant", "constant in the box alone"])
@@ -255,7 +262,7 @@ def test_a_box_in_which_all_is_the_same_is_what_the_whole_is_there(
     volume.data[:10] += elsewhere * np.random.default_rng(0).random((10, 40, 40))
     box = Box((50, 0, 0), (52, 2, 2))
     part = upsample(volume, 2, box=box, weights=loaded)
-    whole = upsample(volume, 2, box=box, weights=loaded, cut=False)
+    whole = upsample(volume, 2, box=box, weights=loaded, lend=seen_whole)
     np.testing.assert_allclose(part.data, whole.data, atol=1e-4)
     assert (part.data == 7).all() == (elsewhere == 0)
 
@@ -266,7 +273,7 @@ def test_a_box_is_as_bright_as_it_is_in_the_whole(loaded: Loaded) -> None:
     box = Box((50, 10, 10), (55, 15, 15))
     stored: Any = InAFile(volume.data)
     part = upsample(replace(volume, data=stored), 2, box=box, weights=loaded)
-    whole = upsample(volume, 2, box=box, weights=loaded, cut=False)
+    whole = upsample(volume, 2, box=box, weights=loaded, lend=seen_whole)
     np.testing.assert_allclose(part.data, whole.data, rtol=1e-4)
     assert part.metadata["upsampling"] == whole.metadata["upsampling"]
 
@@ -295,17 +302,25 @@ def test_a_box_of_a_large_file_is_what_it_is_of_the_whole(
     expected = upsample(io.read(source), 2, box=box, weights=tiny)
     monkeypatch.setattr(upsampling, "available", lambda: 1000)
     left: list[bool] = []
-    original = upsampling._read
+    original = upsampling._encode
 
-    def noted(whole: Volume, part: Box | None, stop: Any) -> Volume:
-        left.append(isinstance(whole.data, io.StoredArray))
-        return original(whole, part, stop)
+    def noted(one: Volume, *args: Any, **options: Any) -> NetworkField:
+        left.append(isinstance(one.data, io.StoredArray))
+        return original(one, *args, **options)
 
-    monkeypatch.setattr(upsampling, "_read", noted)
+    monkeypatch.setattr(upsampling, "_encode", noted)
     out = tmp_path / f"out{suffix}"
     upsample_file(source, out, Target(2), box=box, settings=Settings(tiny), dtype="float32")
     np.testing.assert_allclose(io.read(out).data, expected.data, rtol=1e-5)
     assert left == ([] if name == "aseg" else [True])
+
+
+def test_labels_in_a_file_keep_their_labels() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, (6, 7, 8)).astype(np.int16)
+    volume = replace(volume_of((6, 7, 8)), data=labels, name="aseg.nii")
+    stored: Any = InAFile(labels)
+    found = upsample(replace(volume, data=stored), 1.7)
+    np.testing.assert_array_equal(found.data, upsample(volume, 1.7).data)
 
 
 def test_voxels_that_cannot_be_read_are_named_with_their_volume(loaded: Loaded) -> None:

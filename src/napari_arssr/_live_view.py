@@ -44,6 +44,7 @@ from napari_arssr._view import (
 from napari_arssr._worker import Job
 from napari_arssr.errors import ArssrError, UsageError
 from napari_arssr.slice_view import Patch, SliceView
+from napari_arssr.timing import in_words
 from napari_arssr.volume import Volume
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ _COARSE = (1 / 4, 1 / 2)
 _WORTH_SHOWING = 1.2
 
 _LOOK_EVERY = 4  # milliseconds, while an answer is awaited
+_LONG = 10  # seconds, which are told as such
 # Seconds after which it is said what is awaited. Every word has the whole window painted again,
 # which takes time from the picture.
 _PATIENT = 0.3
@@ -341,7 +343,7 @@ class LiveView:
                 self._show(answer)
                 if answer.last:
                     rows, columns = answer.plane.shape
-                    told = f"{columns} × {rows} in {1000 * answer.seconds:.0f} ms"
+                    told = f"{columns} × {rows} in {_took(answer.seconds)}"
                     self._say(f"Live view: {told}{self._covered_by()}.")
             elif answer.last:
                 self._desk.drop()
@@ -474,3 +476,7 @@ def _told(error: BaseException) -> str:
     if isinstance(error, ArssrError):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _took(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < _LONG else in_words(seconds)

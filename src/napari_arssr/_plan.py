@@ -25,10 +25,18 @@ from napari_arssr._warm_up import import_torch
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.lazy import is_loaded, read
-from napari_arssr.memory import available, require
+from napari_arssr.memory import available
 from napari_arssr.normalization import Normalizer
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
-from napari_arssr.upsampling import Settings, Target, encode, output_grid, upsample
+from napari_arssr.upsampling import (
+    Settings,
+    Target,
+    bytes_ready,
+    encode,
+    fits_whole,
+    output_grid,
+    upsample,
+)
 from napari_arssr.volume import Box, Grid, Volume
 from napari_arssr.watching import Stop, VagueReport, unheard
 
@@ -40,8 +48,8 @@ __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "sam
 
 # What to do where a volume is too large to be seen by a network.
 _SMALLER = "open a part of it"
-# Voxels around a box that a network looks at, or less.
-_HALO = 64
+# Bytes of voxels that are not loaded without need.
+_LARGE = 1 << 30
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -86,27 +94,37 @@ class Plan:
         return 4 * self.frames * self.grid.size
 
     @property
-    def cut(self) -> bool:
-        """Whether only the box and what lies around it is read and seen by the network.
+    def in_parts(self) -> bool:
+        """Whether voxels stay where they are, and are read where samples are asked for.
 
-        Where the whole is in memory it is seen whole, and the features serve other boxes and
-        the live view too.
+        What is loaded serves boxes and the live view alike, and is noticed when it is edited;
+        of a large file or a zarr array a box is not to wait for all the rest.
         """
-        if self.box is None or io.is_called_label_map(self.volume):
+        lazy = self.volume.data
+        if is_loaded(lazy) or io.is_called_label_map(self.volume):
             return False
-        if self.volume.data.dtype.kind == "b":  # turned into numbers when it is read
+        if lazy.dtype.kind == "b":  # turned into numbers when it is read
             return False
-        whole = _bytes_to_see(self.volume, self.volume.grid.box)
-        return not is_loaded(self.volume.data) or whole > available() // 2
+        return self.box is not None or self._bytes_read > min(_LARGE, available() // 4)
+
+    @property
+    def _bytes_read(self) -> int:
+        """Memory that the voxels take once they are read."""
+        return self.frames * self.volume.grid.size * self.volume.data.dtype.itemsize
+
+    @property
+    def voxels(self) -> Hashable:
+        """What tells the voxels of a frame that is not loaded from others: the array it is of."""
+        return _Same(self.volume.data), self.frame
 
     @property
     def bytes_needed(self) -> int:
         """Memory for the result and for a frame as the network sees it, features left out."""
-        seen = self.volume.grid.box
-        if self.cut:
-            assert self.box is not None
-            seen = self.box.grown(_HALO, seen.shape)
-        return self.bytes + _bytes_to_see(self.volume, seen)
+        if self.in_parts:
+            return self.bytes
+        grid = self.volume.grid
+        read = 0 if is_loaded(self.volume.data) else self._bytes_read
+        return self.bytes + read + (bytes_ready(grid) if fits_whole(grid) else 0)
 
     @property
     def way_out(self) -> str:
@@ -138,8 +156,6 @@ class Plan:
             return False
         if (done.settings, done.frame) != (self.settings, self.frame):
             return False
-        if self.cut or done.cut:
-            return self.cut and done.cut and self.box == done.box
         if done.box is None:
             return True
         return self.box is not None and all(
@@ -239,6 +255,19 @@ class Plan:
         return source.with_name(f"{io.stem(source)}_{fineness}{box}{suffix}")
 
 
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object that is equal to itself alone, and is not let go of meanwhile."""
+
+    one: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.one is self.one
+
+    def __hash__(self) -> int:
+        return id(self.one)
+
+
 class Workshop:
     """Where plans are carried out: keeps what the next one can use again.
 
@@ -251,7 +280,7 @@ class Workshop:
     def __init__(self, speeds: Speeds) -> None:
         self.fields = Fields()
         self.speeds = speeds
-        self._range: tuple[Any, Hashable, Normalizer] | None = None
+        self._range: tuple[Hashable, Normalizer] | None = None
 
     def carry_out(self, plan: Plan, report: VagueReport, stop: Stop) -> Volume:
         """Upsample; for a thread.
@@ -281,17 +310,15 @@ class Workshop:
                 plan.settings.weights, progress=partial(_downloaded, report), stop=stop
             )
             volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
-            cut = plan.cut
-            if not cut:
+            in_parts = plan.in_parts
+            if not in_parts:
                 volume = read_voxels(volume, report, stop)
             stored = replace(plan, volume=volume).as_stored()
             settings, target = stored.settings, stored.target
             normalize: Normalization | Normalizer | None = settings.normalize
-            beyond: Hashable = None
-            if cut and plan.frames == 1 and not plan.is_copy:
-                normalize = self._range_of(plan, volume, network, report, stop)
-                # What lies beyond a part matters by its range, and by where it ends.
-                beyond = normalize, volume.grid.shape
+            one_range = in_parts and plan.frames == 1 and not plan.is_copy
+            if one_range:
+                normalize = self._range_of(plan, network, report, stop)
             passed = 0
             used: set[str] = {plan.key}
 
@@ -299,11 +326,11 @@ class Workshop:
             def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
                 nonlocal passed
                 lent: AbstractContextManager[NetworkField]
-                if cut and beyond is None:  # parts of frames, whose ranges are not known here
+                if in_parts and not one_range:  # frames that nothing tells apart without reading
                     lent = nullcontext(make())
                 else:
-                    key = _field_key(one, identity, settings, stop, beyond)
-                    lent = self.fields.lend(key, make)
+                    voxels = plan.voxels if in_parts else _digest(one.data, stop)
+                    lent = self.fields.lend(_field_key(one, voxels, identity, settings), make)
                 with lent as field:
                     passed += field.encoding_cost(stored.box or one.grid.box)
                     used.add(key_of(network.name, str(field.device), field.precision))
@@ -324,7 +351,6 @@ class Workshop:
                 consistency=settings.consistency,
                 orientations=settings.orientations,
                 lend=lend,
-                cut=cut,
                 progress=watch,
                 stop=stop,
             )
@@ -339,21 +365,17 @@ class Workshop:
             result = replace(result, metadata=result.metadata | {"upsampling": record})
             return result.transposed(_order(stored.volume.grid, plan.volume.grid))
 
-    def _range_of(
-        self, plan: Plan, frame: Volume, network: Loaded, report: VagueReport, stop: Stop
-    ) -> Normalizer:
-        """The range of a frame's intensities; of one that is in a file it is kept."""
+    def _range_of(self, plan: Plan, network: Loaded, report: VagueReport, stop: Stop) -> Normalizer:
+        """The range of a frame that is not loaded; the last one is kept."""
         method = plan.settings.normalize or network.normalization
-        source, key = plan.volume.data, (plan.frame, method)
-        if self._range is not None and self._range[0] is source and self._range[1] == key:
-            return self._range[2]
-        try:
-            found = Normalizer.fit(frame.data, method, report, stop)
-        except FileError as error:
-            raise FileError(f"{frame.name}: {error}") from None
-        if not is_loaded(source):  # one that is loaded may be edited
-            self._range = source, key, found
-        return found
+        key = plan.voxels, method
+        if self._range is None or self._range[0] != key:
+            frame = plan.volume.frame(plan.frame or 0)
+            try:
+                self._range = key, Normalizer.fit(frame.data, method, report, stop)
+            except FileError as error:
+                raise FileError(f"{frame.name}: {error}") from None
+        return self._range[1]
 
     def field(self, plan: Plan) -> Callable[[Stop], AbstractContextManager[NetworkField | None]]:
         """For the live view: lends the field of a plan's one frame, or None while it is busy.
@@ -362,7 +384,7 @@ class Workshop:
         What is given is called in a thread, with what says that nobody waits any more. It reads
         layer and weights once, and is to be asked for again when the layer's voxels change.
         """
-        read: list[tuple[Volume, Hashable, Loaded]] = []
+        read: list[tuple[Volume, Hashable, Loaded, Normalization | Normalizer | None]] = []
         settings = plan.settings
 
         @contextmanager
@@ -372,14 +394,16 @@ class Workshop:
                 if not read:
                     identity, loaded = self.fields.weights(settings.weights)
                     volume = plan.volume.frame(plan.frame or 0)
-                    require(
-                        _bytes_to_see(volume, volume.grid.box),
-                        f"{volume.name} in the live view",
-                        _SMALLER,
-                    )
-                    one = read_voxels(volume, unheard, stop).in_storage_order()
-                    read.append((one, _field_key(one, identity, settings, stop), loaded))
-                ((one, key, network),) = read
+                    method: Normalization | Normalizer | None = settings.normalize
+                    if plan.in_parts:
+                        method = self._range_of(plan, loaded, unheard, stop)
+                        one, voxels = volume.in_storage_order(), plan.voxels
+                    else:
+                        one = read_voxels(volume, unheard, stop).in_storage_order()
+                        voxels = _digest(one.data, stop)
+                    key = _field_key(one, voxels, identity, settings)
+                    read.append((one, key, loaded, method))
+                ((one, key, network, normalize),) = read
 
                 def make() -> NetworkField:
                     return encode(
@@ -388,7 +412,7 @@ class Workshop:
                         device=settings.device,
                         precision=settings.precision,
                         memory=settings.memory,
-                        normalize=settings.normalize,
+                        normalize=normalize,
                         orientations=settings.orientations,
                     )
 
@@ -431,18 +455,10 @@ def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
             raise UsageError(f"{name} was changed since it was read from {source}; {way_out}.")
 
 
-def _bytes_to_see(volume: Volume, part: Box) -> int:
-    """Memory for a part as the network sees it, and for its voxels if they are not in memory."""
-    itemsize = 0 if is_loaded(volume.data) else volume.data.dtype.itemsize
-    return part.size * (8 + itemsize)
-
-
-def _field_key(
-    one: Volume, identity: Hashable, settings: Settings, stop: Stop, beyond: Hashable = None
-) -> Hashable:
+def _field_key(one: Volume, voxels: Hashable, identity: Hashable, settings: Settings) -> Hashable:
     """All that a field depends on: voxels, their place, the network and how it runs."""
     return (
-        _digest(one.data, stop),
+        voxels,
         one.grid.shape,
         one.affine.tobytes(),
         identity,
@@ -452,7 +468,6 @@ def _field_key(
         settings.consistency if settings.memory else None,
         settings.normalize,
         settings.orientations,
-        beyond,
     )
 
 

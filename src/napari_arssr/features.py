@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from napari_arssr.devices import float32_means_float32, is_out_of_memory
 from napari_arssr.errors import Cancelled, OutOfMemory
 from napari_arssr.models import OrientedArSSR
-from napari_arssr.volume import Box, as_shape
+from napari_arssr.volume import Box, Shape, as_shape
 from napari_arssr.watching import Count, Stop
 
 __all__ = ["FeatureMap"]
@@ -36,8 +36,10 @@ class FeatureMap:
     ----------
     model : OrientedArSSR
         On ``device``, in the precision it is to run in, evaluation mode.
-    volume : (z, y, x) float32 array
-        In network units, finite.
+    read : callable
+        Gives the voxels of a box, float32, in network units, finite.
+    shape : tuple of ints
+        Of the volume, (z, y, x).
     device : torch.device
     cache_bytes : int
         Features kept; the least recently used tiles go first.
@@ -50,7 +52,8 @@ class FeatureMap:
     def __init__(
         self,
         model: OrientedArSSR,
-        volume: npt.NDArray[np.float32],
+        read: Callable[[Box], npt.NDArray[np.float32]],
+        shape: Shape,
         device: torch.device,
         *,
         cache_bytes: int,
@@ -60,10 +63,10 @@ class FeatureMap:
         self.model = model
         self.device = device
         self.dtype = next(model.parameters()).dtype
-        self.shape = volume.shape
+        self.shape = shape
         self.cache_bytes = cache_bytes
         self.tile = tile
-        self._volume = volume
+        self._read = read
         self._tiles: OrderedDict[Tile, Tensor] = OrderedDict()
         self._held = 0
         self._block_voxels = max(1, work_bytes // self._bytes_per_voxel)
@@ -145,7 +148,7 @@ class FeatureMap:
     @torch.inference_mode()
     def _encode(self, block: Box, grown: Box, stop: Stop, count: Count) -> None:
         """Encode a block with its halo and keep the tiles it is made of."""
-        patch = torch.from_numpy(np.ascontiguousarray(self._volume[grown.slices]))
+        patch = torch.from_numpy(np.ascontiguousarray(self._read(grown)))
         with (
             float32_means_float32(),
             _between_layers(self.model.encoder, stop, lambda share: count(share * grown.size)),

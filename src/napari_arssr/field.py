@@ -23,7 +23,6 @@ from napari_arssr.features import FeatureMap
 from napari_arssr.interpolation import (
     linear_support,
     linear_weights,
-    spline_coefficients,
     spline_support,
     spline_weights,
 )
@@ -32,7 +31,8 @@ from napari_arssr.models.decoders import ResidualDecoder
 from napari_arssr.models.lattice import Matrices, interpolate_scalars
 from napari_arssr.normalization import Normalizer
 from napari_arssr.request import Request
-from napari_arssr.volume import Box, Cut, Grid, Shape, Volume
+from napari_arssr.volume import Box, Grid, Volume
+from napari_arssr.voxels import Voxels
 from napari_arssr.watching import Report, Stop, never
 
 __all__ = ["CubicField", "Field", "NetworkField"]
@@ -46,9 +46,6 @@ _CHUNK_BYTES = 4 << 20
 _CHUNK_POINTS = 16_384  # of interpolation
 _FEWEST_POINTS = 256
 _TILE = 16
-# A spline's coefficient depends on a voxel n further with 0.27ⁿ: so far away, less than float32
-# can tell.
-_SPLINE_HALO = 20
 
 
 class Field(ABC):
@@ -56,24 +53,18 @@ class Field(ABC):
 
     Parameters
     ----------
-    volume : Volume
-        3D. Non-finite voxels count as the darkest value, and the result is NaN in the
-        cells they cover.
+    voxels : Voxels
+        Of the volume. Where they are not finite the result is NaN, in the cells they cover.
+    name : str
+        The volume's.
     normalizer : Normalizer
-    cut : Cut, optional
-        Of what larger volume it is a part: the field is that volume's, and can be sampled where
-        this part is enough.
     """
 
-    def __init__(self, volume: Volume, normalizer: Normalizer, cut: Cut | None = None) -> None:
-        if volume.data.ndim != 3:
-            raise ValueError("A field is made from one 3D volume: take a frame of it.")
-        self.grid = volume.grid if cut is None else cut.grid
-        self._start = (0, 0, 0) if cut is None else cut.box.start
-        self.name = volume.name
+    def __init__(self, voxels: Voxels, name: str, normalizer: Normalizer) -> None:
+        self.grid = voxels.grid
+        self.name = name
         self.normalizer = normalizer
-        finite = np.isfinite(volume.data) if volume.data.dtype.kind == "f" else None
-        self._finite = None if finite is None or finite.all() else finite
+        self._voxels = voxels
 
     def sample(
         self,
@@ -176,52 +167,27 @@ class Field(ABC):
     def _chunk(self, request: Request, chunk: Box) -> FloatArray:
         """Values of a chunk of the requested grid, in network units."""
 
-    def _finish(self, request: Request, chunk: Box, values: FloatArray) -> FloatArray:
-        """Zeros outside the span, NaN in cells of non-finite voxels."""
-        if self._finite is not None:
-            nearest = zip(request.nearest(chunk), self._start, strict=True)
-            known = self._finite[tuple(index - start for index, start in nearest)]
-            values = np.where(known, values, np.float32(np.nan))
-        if not request.all_inside:
-            values = np.where(request.inside(chunk), values, np.float32(0))
-        return values
+    def _cubic(self, request: Request, chunk: Box) -> Tensor:
+        """Cubic interpolation of a chunk of an aligned grid, in source axis order."""
+        z, y, x = (request.along("spline", chunk, axis, self._spline_weights) for axis in range(3))
+        part = Box((z[0][0], y[0][0], x[0][0]), (z[0][1], y[0][1], x[0][1]))
+        return interpolate_scalars(self._voxels.coefficients(part), (z[1], y[1], x[1]))
 
-
-class _CubicBase:
-    """Cubic B-spline interpolation of a volume in network units, or of its part from ``start``."""
-
-    def __init__(self, normal: FloatArray, device: torch.device, start: Shape = (0, 0, 0)) -> None:
-        self._start = start
-        self._coefficients = spline_coefficients(normal)
-        self._on_device = torch.from_numpy(self._coefficients).to(device)
-        self._device = device
-
-    def lattice(self, request: Request, chunk: Box) -> Tensor:
-        """Values of a chunk of an aligned grid, in source axis order."""
-        z, y, x = (request.along("spline", chunk, axis, self._weights) for axis in range(3))
-        support = Box((z[0][0], y[0][0], x[0][0]), (z[0][1], y[0][1], x[0][1]))
-        part = self._on_device[support.relative_to(self._start).slices]
-        return interpolate_scalars(part, (z[1], y[1], x[1]))
-
-    def _weights(
+    def _spline_weights(
         self, coordinates: npt.NDArray[np.float64], size: int
     ) -> tuple[tuple[int, int], Tensor]:
         start, stop = spline_support(coordinates, size)
         weights = spline_weights(coordinates, size, start, stop)
-        return (start, stop), torch.from_numpy(weights).to(self._device)
+        return (start, stop), torch.from_numpy(weights).to(self._voxels.device)
 
-    def points(self, points: npt.NDArray[np.float64]) -> Tensor:
-        """(p,) values at points (p, 3)."""
-        from scipy.ndimage import map_coordinates
-
-        values = map_coordinates(
-            self._coefficients,
-            (points - self._start).T,
-            output=np.float32,
-            mode="mirror",
-            prefilter=False,
-        )
-        return torch.from_numpy(values).to(self._device)
+    def _finish(self, request: Request, chunk: Box, values: FloatArray) -> FloatArray:
+        """Zeros outside the span, NaN in cells of non-finite voxels."""
+        known = self._voxels.known(request, chunk)
+        if known is not None:
+            values = np.where(known, values, np.float32(np.nan))
+        if not request.all_inside:
+            values = np.where(request.inside(chunk), values, np.float32(0))
+        return values
 
 
 class CubicField(Field):
@@ -234,15 +200,17 @@ class CubicField(Field):
     """
 
     def __init__(self, volume: Volume) -> None:
-        super().__init__(volume, Normalizer.fit(volume.data, "minmax"))
-        self._base = _CubicBase(self.normalizer.normalize(volume.data), torch.device("cpu"))
+        normalizer = Normalizer.fit(volume.data, "minmax")
+        voxels = Voxels(volume, normalizer, torch.device("cpu"))
+        super().__init__(voxels, volume.name, normalizer)
 
     @torch.inference_mode()
     def _chunk(self, request: Request, chunk: Box) -> FloatArray:
         if request.lattice is None:
-            points = request.points(chunk)
-            return self._base.points(points.reshape(-1, 3)).numpy().reshape(chunk.shape)
-        values = self._base.lattice(request, chunk)
+            points = request.points(chunk).reshape(-1, 3)
+            values = self._voxels.interpolated(points, request.support(chunk))
+            return values.numpy().reshape(chunk.shape)
+        values = self._cubic(request, chunk)
         return values.numpy().transpose(request.to_asked_order)
 
 
@@ -268,8 +236,9 @@ class NetworkField(Field):
     tile, points : int, optional
         Side of a feature tile in voxels; points decoded at once. They change speed, never
         values.
-    cut : Cut, optional
-        See :class:`Field`; :meth:`part_for` says what part is enough.
+    whole : bool
+        Whether the volume is made ready as a whole; else where samples are asked for, see
+        :class:`~napari_arssr.voxels.Voxels`.
     """
 
     def __init__(
@@ -284,16 +253,17 @@ class NetworkField(Field):
         orientations: int = 1,
         tile: int = _TILE,
         points: int | None = None,
-        cut: Cut | None = None,
+        whole: bool = True,
     ) -> None:
-        super().__init__(volume, normalizer, cut)
         self.device = torch.device(device)
+        residual = model.decoder.residual
+        voxels = Voxels(volume, normalizer, self.device, spline=residual, whole=whole)
+        super().__init__(voxels, volume.name, normalizer)
         self._model = copy.deepcopy(model).to(self.device, dtype)
         # Twice as fast or more on processors, and what tensor cores want.
         self._model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._points = points or _CHUNK_BYTES // (model.config.decoder_width * dtype.itemsize)
         self._dtype = dtype
-        normal = normalizer.normalize(volume.data)
         # Features are kept for the next request; a pass of the encoder needs the rest, which is
         # half of it, or more where that would not do.
         shape = volume.grid.shape
@@ -302,7 +272,8 @@ class NetworkField(Field):
         self._maps = [
             FeatureMap(
                 OrientedArSSR(self._model, orientation),
-                normal,
+                voxels.normal,
+                shape,
                 self.device,
                 cache_bytes=(memory - work) // orientations,
                 work_bytes=work,
@@ -310,14 +281,9 @@ class NetworkField(Field):
             )
             for orientation in ORIENTATIONS[:orientations]
         ]
-        residual = model.decoder.residual
-        self._base = _CubicBase(normal, self.device, self._start) if residual else None
         self._voxel_cost = float(sum(p.numel() for p in model.encoder.parameters()))
         of_decoder = sum(p.numel() for p in model.decoder.parameters())
         self._point_cost = float(of_decoder * orientations)
-        # A network would make something of nothing: a constant volume stays what it is.
-        constant = normal.min() == normal.max() and (cut is None or cut.constant)
-        self._constant = float(normal.min()) if constant else None
 
     @staticmethod
     def least_memory(
@@ -333,21 +299,6 @@ class NetworkField(Field):
         features = 8 * tile**3 * model.config.feature_dim * dtype.itemsize
         return _pass_bytes(model, shape, dtype, tile) + orientations * features
 
-    @staticmethod
-    def part_for(model: ArSSR, asked: Grid, source: Grid) -> Box:
-        """The part of a volume that samples on a grid are made of, whatever lies beyond it.
-
-        Parameters
-        ----------
-        model : ArSSR
-        asked : Grid
-            Where samples are wanted.
-        source : Grid
-            Of the volume.
-        """
-        read = Request.of(asked, source).support(asked.box)
-        return read.grown(max(1 + model.halo, _SPLINE_HALO), source.shape)
-
     @property
     def features(self) -> FeatureMap:
         """The features of the volume as it is; those of other orientations are of its size."""
@@ -355,7 +306,7 @@ class NetworkField(Field):
 
     def encoding_cost(self, box: Box) -> int:
         """LR voxels that are to be encoded before a box of the volume can be sampled."""
-        return self._cost([box.grown(1, self.grid.shape).relative_to(self._start)])
+        return self._cost([box.grown(1, self.grid.shape)])
 
     def _cost(self, boxes: list[Box]) -> int:
         return sum(features.cost(boxes) for features in self._maps)
@@ -375,7 +326,8 @@ class NetworkField(Field):
     def _schedule(
         self, request: Request, box: Box, progress: Report, stop: Stop
     ) -> Iterator[tuple[Box, Iterable[Box]]]:
-        if self._constant is not None:
+        # A network would make something of nothing: a constant volume stays what it is.
+        if self._voxels.constant is not None:
             yield from super()._schedule(request, box, progress, stop)
             return
         slabs = self._slabs(request, box)
@@ -391,8 +343,11 @@ class NetworkField(Field):
         def prepare(part: Box, planned: int = 0) -> Box:
             """Encode what a part needs; tiles that an earlier part shared count as done."""
             expected = self._done + planned * self._voxel_cost
+            supports = self._supports(request, part)
+            if request.lattice is not None:
+                self._voxels.prepare(supports[0])
             for features in self._maps:
-                features.ensure(self._supports(request, part), stop, advance)
+                features.ensure(supports, stop, advance)
             self._done = max(self._done, expected)
             return part
 
@@ -411,7 +366,7 @@ class NetworkField(Field):
 
         def fits(z: int, y: int, x: int) -> bool:
             return all(
-                self.features.bytes_of(self._support(request, part)) <= self.features.cache_bytes
+                self.features.bytes_of(request.support(part)) <= self.features.cache_bytes
                 for part in box.blocks((z, y, x))
             )
 
@@ -426,19 +381,14 @@ class NetworkField(Field):
     def _supports(self, request: Request, part: Box) -> list[Box]:
         """LR boxes whose features a part needs: one, or many small ones for oblique grids."""
         if request.lattice is not None:
-            return [self._support(request, part)]
+            return [request.support(part)]
         return [
-            self._support(request, chunk)
-            for chunk in part.blocks(_chunk_shape(part.shape, self._points))
+            request.support(chunk) for chunk in part.blocks(_chunk_shape(part.shape, self._points))
         ]
 
-    def _support(self, request: Request, part: Box) -> Box:
-        """Voxels whose features a part needs, of those that are there."""
-        return request.support(part).relative_to(self._start)
-
     def _chunk(self, request: Request, chunk: Box) -> FloatArray:
-        if self._constant is not None:
-            return np.full(chunk.shape, self._constant, dtype=np.float32)
+        if self._voxels.constant is not None:
+            return np.full(chunk.shape, self._voxels.constant, dtype=np.float32)
         if chunk.size > self._points:  # memory ran out since the chunks were cut
             return self._in_parts(request, chunk)
         try:
@@ -468,7 +418,7 @@ class NetworkField(Field):
         return result
 
     def _decode_lattice(self, request: Request, chunk: Box) -> FloatArray:
-        support = self._support(request, chunk)
+        support = request.support(chunk)
 
         def decode(features: FeatureMap, number: int) -> Tensor:
             parts = [
@@ -482,8 +432,8 @@ class NetworkField(Field):
             return features.model.decode_lattice(features.nodes(support), weights, terms)
 
         decoded = self._mean(decode)
-        if self._base is not None:
-            base = self._base.lattice(request, chunk)
+        if self._model.decoder.residual:
+            base = self._cubic(request, chunk)
             decoded = torch.add(base, decoded, alpha=self._gate(request))
         return decoded.cpu().numpy().transpose(request.to_asked_order)
 
@@ -495,16 +445,16 @@ class NetworkField(Field):
         local = torch.from_numpy(points - corner).to(self.device, torch.float32)
 
         def decode(features: FeatureMap, _number: int) -> Tensor:
-            nodes = features.nodes(support.relative_to(self._start))
-            nodes = torch.nn.functional.pad(nodes, (0, 0, *[beyond] * 6))
+            nodes = torch.nn.functional.pad(features.nodes(support), (0, 0, *[beyond] * 6))
             z, y, x = (
                 self._term(features.model, request, points[:, axis], axis) for axis in range(3)
             )
             return features.model.decode_points(nodes, local, (z, y, x))
 
         decoded = self._mean(decode)
-        if self._base is not None:
-            decoded = torch.add(self._base.points(points), decoded, alpha=self._gate(request))
+        if self._model.decoder.residual:
+            base = self._voxels.interpolated(points, support)
+            decoded = torch.add(base, decoded, alpha=self._gate(request))
         return decoded.cpu().numpy().reshape(chunk.shape)
 
     def _mean(self, decode: Callable[[FeatureMap, int], Tensor]) -> Tensor:

@@ -28,11 +28,13 @@ _LARGEST_VALUE = float(np.finfo(np.float32).max) / 8
 class Normalizer:
     """The line that maps ``low`` to 0 and ``high`` to 1, and back.
 
-    Values beyond the two are mapped by the same line, never clipped.
+    Values beyond the two are mapped by the same line, never clipped. ``constant`` where all
+    values that it was fitted to are ``low``.
     """
 
     low: float = 0.0
     high: float = 1.0
+    constant: bool = False
 
     @classmethod
     def fit(
@@ -77,7 +79,8 @@ class Normalizer:
         if low == high:
             low, high = _extremes(array, report, stop)
         # A constant volume maps to 0 and back to itself.
-        return cls(low, high if high > low else low + max(1.0, abs(low)))
+        constant = low == high
+        return cls(low, low + max(1.0, abs(low)) if constant else high, constant)
 
     def normalize(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """To network units, float32; non-finite values become 0, the darkest."""

@@ -23,11 +23,11 @@ import numpy.typing as npt
 from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, Coarser, FileError, UsageError
-from napari_arssr.lazy import pieces, read
+from napari_arssr.lazy import is_loaded, read
 from napari_arssr.memory import available, for_work, require
 from napari_arssr.normalization import Normalizer, check_range
 from napari_arssr.request import nearest_values
-from napari_arssr.volume import Box, Cut, Grid, Volume, as_triple
+from napari_arssr.volume import Box, Grid, Volume, as_triple
 from napari_arssr.watching import Report, Stop, never, unheard
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ __all__ = [
     "NEAREST_LABEL",
     "Settings",
     "Target",
+    "bytes_ready",
     "encode",
+    "fits_whole",
     "output_grid",
     "upsample",
     "upsample_file",
@@ -153,7 +155,8 @@ def encode(
     Parameters
     ----------
     volume : Volume
-        3D.
+        3D. Of one whose voxels are in a file or a dask array no more is held in memory than
+        what was asked for last.
     weights : str, path or Loaded
         A registered name (``napari-arssr weights list``), a file, or what
         :func:`napari_arssr.weights.load` gave.
@@ -189,7 +192,7 @@ def encode(
     from napari_arssr import weights as registry
 
     _check_real(volume)
-    check_range(volume.data, volume.name)
+    _check_range(volume)
     _check_orientations(orientations)
     loaded = weights if isinstance(weights, registry.Loaded) else registry.load(weights)
     return _encode(
@@ -213,29 +216,39 @@ def _encode(
     normalize: Normalization | Normalizer | None,
     orientations: int,
     held: int = 0,
-    cut: Cut | None = None,
+    whole: bool = True,
+    stop: Stop = never,
 ) -> NetworkField:
     """A volume's field from weights at hand, beside work that will come to hold ``held`` bytes.
 
-    ``cut`` says of what larger volume this one is a part.
+    ``whole`` is whether what is in memory is made ready as a whole, if there is room.
     """
     from napari_arssr.devices import choose_device, choose_precision
     from napari_arssr.field import NetworkField
 
     there = choose_device(device)
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
-    normalizer = _fit(volume, normalize, loaded)
+    normalizer = _fit(volume, normalize, loaded, stop)
     least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype, orientations)
+    data: Any = volume.data
+    whole = whole and isinstance(data, np.ndarray)
+    whole = whole and (memory is not None or fits_whole(volume.grid))
     # Still to come: the volume's spline coefficients and a chunk's activations; on the CPU also
     # the volume in network units, a slab of the result, and what is done beside it.
-    extra = 4 * volume.grid.size + _WORKSPACE
+    extra = _WORKSPACE
+    if whole:
+        extra += 4 * volume.grid.size
     if there.type != "cuda":
-        extra += 4 * volume.grid.size + held
+        extra += held
+        if whole:
+            extra += 4 * volume.grid.size
     smaller = "smaller weights" if orientations == 1 else "fewer orientations"
     try:
         budget = _budget(there, memory, extra, least, smaller)
     except UsageError as error:
         raise UsageError(f"{volume.name}: {error}") from None
+    if not whole:  # the part that is read last, with its splines
+        budget = max(least, 2 * budget // 3)
     return NetworkField(
         volume,
         loaded.model,
@@ -244,7 +257,7 @@ def _encode(
         dtype=dtype,
         memory=budget,
         orientations=orientations,
-        cut=cut,
+        whole=whole,
     )
 
 
@@ -263,8 +276,7 @@ def upsample(
     normalize: Normalization | Normalizer | None = None,
     consistency: ScannerModel | None = None,
     orientations: int = 1,
-    lend: Lend = _afresh,
-    cut: bool = True,
+    lend: Lend | None = None,
     progress: Report = unheard,
     stop: Stop = never,
 ) -> Volume:
@@ -273,8 +285,8 @@ def upsample(
     Parameters
     ----------
     volume : Volume
-        3D, or 4D: each frame by itself. Its voxels may still be in a file or a dask array: for a
-        box no others are held in memory than the box and a margin, except of a label map.
+        3D, or 4D: each frame by itself. Its voxels may still be in a file or a dask array: no
+        others are held in memory than are needed at a time, except of a label map.
     scale, spacing, shape, isotropic
         How fine, one of the four; three numbers are (z, y, x). See :class:`Target`.
     box : Box, optional
@@ -288,9 +300,6 @@ def upsample(
     lend : callable, optional
         For callers that keep fields: takes a frame and a function that encodes it, and gives a
         context manager that lends the frame's field. By default each is encoded afresh.
-    cut : bool
-        Whether the field that is made for a box is of the box and a margin alone, which is the
-        frame that ``lend`` is given; else it is of the whole volume and serves other boxes too.
     progress : callable
         Told the share of the work that is done, 0 to 1, and what is being done.
     stop : callable
@@ -344,25 +353,27 @@ def upsample(
         )
 
     if labels:
+        volume = _read(volume, None, stop)
         for number in range(volume.frames):
             part = _part_of(progress, number, volume.frames)
             filled(number, _labels(volume.frame(number), grid, part, stop))
         return result(_labels_record(target, box))
-    job = _Job.of(volume, target, box, settings, loaded, cut=cut)
+    job = _Job.of(volume, target, box, settings, loaded)
     if job.loaded is None and volume.data.dtype.itemsize > data.itemsize:
         check_range(volume.data, volume.name)  # a copy of it in fewer bits
     used: list[Normalizer] = []
+    lender = lend or _afresh
 
     @contextmanager
     def noted(frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
-        with lend(frame, make) as field:
+        with lender(frame, make) as field:
             used.append(field.normalizer)
             yield field
 
     for number in range(volume.frames):
         part = _part_of(progress, number, volume.frames)
         # A field that is lent has its intensities' range already.
-        filled(number, job.slabs(number, normalize, noted, part, stop))
+        filled(number, job.slabs(number, normalize, noted, part, stop, kept=lend is not None))
     return result(job.record_with(used))
 
 
@@ -511,8 +522,6 @@ class _Job:
         The network; None where the result is the input itself.
     record : dict
         What is done, ready for JSON, but for the intensities' ranges.
-    cut : bool
-        Whether only what the box needs is read and encoded.
     """
 
     volume: Volume
@@ -522,7 +531,6 @@ class _Job:
     grid: Grid
     loaded: Loaded | None
     record: dict[str, Any]
-    cut: bool = False
 
     @classmethod
     def of(
@@ -532,8 +540,6 @@ class _Job:
         box: Box | None,
         settings: Settings,
         loaded: Loaded | None = None,
-        *,
-        cut: bool = True,
     ) -> _Job:
         """Settle it; ``loaded`` is the network where it is at hand already.
 
@@ -549,9 +555,7 @@ class _Job:
         record = _settings_record(settings, target, box)
         if target.grid(volume.grid).shape == volume.grid.shape:
             return cls(volume, target, box, settings, grid, None, record)
-        cut = cut and box is not None
-        if not cut:
-            check_range(volume.data, volume.name)
+        _check_range(volume)
         loaded = loaded or registry.load(settings.weights)
         device = choose_device(settings.device)
         precision = choose_precision(settings.precision, device, bfloat16_is_safe=loaded.bfloat16)
@@ -559,7 +563,7 @@ class _Job:
             "device": str(device),
             "precision": str(precision).removeprefix("torch."),
         }
-        return cls(volume, target, box, settings, grid, loaded, record, cut)
+        return cls(volume, target, box, settings, grid, loaded, record)
 
     @property
     def name(self) -> str:
@@ -584,7 +588,8 @@ class _Job:
         """The record, whole."""
         if self.loaded is None:
             return self.record
-        return self.record | {"normalization": [asdict(one) for one in normalizers]}
+        ranges = [{"low": one.low, "high": one.high} for one in normalizers]
+        return self.record | {"normalization": ranges}
 
     def slabs(
         self,
@@ -593,8 +598,13 @@ class _Job:
         lend: Lend,
         progress: Report,
         stop: Stop,
+        *,
+        kept: bool = False,
     ) -> Iterator[npt.NDArray[Any]]:
-        """The result of a frame, slab by slab along z; its field is let go of at the end."""
+        """The result of a frame, slab by slab along z; its field is let go of at the end.
+
+        ``kept`` is whether the field may serve others, who want more than the box.
+        """
         frame = self.frame(number)
         if self.loaded is None:
             yield _read(frame, self.box, stop).data
@@ -602,16 +612,9 @@ class _Job:
             return
         settings = self.settings
         step = _consistency(frame, self.target, self.box, settings.consistency)
-        cut = None
-        if self.cut:
-            # Of the whole: a box is not to be brighter or darker for what lies in it.
-            normalize = _fit(frame, normalize, self.loaded, stop)
-            part, cut = self._part(frame, self.grid if step is None else step.source_grid, stop)
-        else:
-            part = _read(frame, None, stop)
         make = partial(
             _encode,
-            part,
+            frame,
             self.loaded,
             device=settings.device,
             precision=settings.precision,
@@ -619,20 +622,21 @@ class _Job:
             normalize=normalize,
             orientations=settings.orientations,
             held=0 if step is None else step.held_bytes,
-            cut=cut,
+            whole=self.box is None or (kept and is_loaded(frame.data)),
+            stop=stop,
         )
-        with lend(part, make) as field:
+        with lend(frame, make) as field:
             yield from _slabs(field, self.grid, step, progress, stop)
 
-    def _part(self, frame: Volume, asked: Grid, stop: Stop) -> tuple[Volume, Cut]:
-        """What of a frame is needed for a grid, in memory, and where it was cut from."""
-        from napari_arssr.field import NetworkField
 
-        assert self.loaded is not None
-        box = NetworkField.part_for(self.loaded.model, asked, frame.grid)
-        part = _read(frame, box, stop)
-        check_range(part.data, frame.name)
-        return part, Cut(frame.grid, box, _is_constant(part, stop) and _is_constant(frame, stop))
+def fits_whole(grid: Grid) -> bool:
+    """Whether there is memory to make all of a volume ready, in network units and as splines."""
+    return bytes_ready(grid) <= available() // 2
+
+
+def bytes_ready(grid: Grid) -> int:
+    """Memory that a volume takes that is made ready as a whole."""
+    return 8 * grid.size
 
 
 def output_grid(volume: Volume, target: Target, box: Box | None) -> Grid:
@@ -693,14 +697,10 @@ def _read(volume: Volume, box: Box | None, stop: Stop) -> Volume:
     return replace(volume, data=read(data, volume.name, part, stop=stop), affine=grid.affine)
 
 
-def _is_constant(volume: Volume, stop: Stop) -> bool:
-    """Whether all voxels have one value; looks no further than to the first that has not."""
-    value = None
-    for _, part in pieces(volume.data, stop=stop):
-        value = part.flat[0] if value is None else value
-        if not (part == value).all():
-            return False
-    return True
+def _check_range(volume: Volume) -> None:
+    """See that computing is in numbers large enough; what is in a file is seen as it is read."""
+    if is_loaded(volume.data):
+        check_range(volume.data, volume.name)
 
 
 def _part_of(progress: Report, number: int, total: int) -> Report:

@@ -26,7 +26,6 @@ __all__ = [
     "RAS_TO_LPS",
     "Affine",
     "Box",
-    "Cut",
     "Grid",
     "IndexMap",
     "Shape",
@@ -831,25 +830,6 @@ class Volume:
         """The part inside a box of voxels."""
         grid = self.grid.crop(box)
         return replace(self, data=self.data[(..., *box.slices)], affine=grid.affine)
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """From where a volume was cut that stands for a larger one.
-
-    Parameters
-    ----------
-    grid : Grid
-        Of the larger volume.
-    box : Box
-        The part of it that is there.
-    constant : bool
-        Whether all of the larger one has one value.
-    """
-
-    grid: Grid
-    box: Box
-    constant: bool = False
 
 
 def check_frame(name: str, number: int, frames: int) -> None:
