@@ -105,6 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--volumes", type=int, metavar="N", help="score the first N of each set")
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
     parser.add_argument("--metrics", help="as of napari-arssr evaluate")
+    parser.add_argument("--lpips-weights", nargs="+", metavar="FILE", help="the same")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, help="as of napari-arssr train")
     parser.add_argument("--commands", action="store_true", help="print them and run nothing")
@@ -179,6 +180,8 @@ def scoring(options: argparse.Namespace) -> list[str]:
     words += ["--out", str(options.out / "scores"), "--crop", "8", "--device", options.device]
     words += ["--scales", *options.scales, "--methods", *methods, "bundled=default"]
     words += [*options.weights]
+    if options.lpips_weights:
+        words += ["--lpips-weights", *options.lpips_weights]
     return [*words, "--metrics", options.metrics] if options.metrics else words
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_a_file import InAFile
 
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import Cancelled, FileError, UsageError
@@ -65,20 +66,6 @@ def test_percentiles_of_a_large_volume_are_of_all_its_columns(
     thinned = Normalizer.fit(array)
     assert thinned.low == whole.low == 0
     assert thinned.high == pytest.approx(whole.high, rel=0.02)
-
-
-class InAFile:
-    """An array whose voxels are read where it is sliced; keeps which planes were."""
-
-    def __init__(self, data: npt.NDArray[Any], chunk: int = 1) -> None:
-        self._data = data
-        self.shape, self.dtype, self.ndim, self.size = data.shape, data.dtype, data.ndim, data.size
-        self.chunks = (chunk, *data.shape[1:])
-        self.read: set[int] = set()
-
-    def __getitem__(self, index: slice) -> npt.NDArray[Any]:
-        self.read |= set(range(*index.indices(len(self._data))))
-        return self._data[index]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50])

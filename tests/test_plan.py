@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from in_a_file import InAFile
 
 from napari_arssr import _plan, cli, io
 from napari_arssr._layers import image_layer, volume_of_data
@@ -268,80 +271,153 @@ def in_planes(data: Array, read: list[int]) -> Any:
     return lazy
 
 
-def test_of_what_is_still_in_a_file_a_box_reads_what_it_needs(
+@pytest.fixture
+def all_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 1_000)
+
+
+LONG = (90, 12, 10)
+PART = Box((60, 4, 2), (62, 9, 8))
+
+
+def long_scan() -> Array:
+    return np.random.default_rng(0).normal(200, 20, LONG).astype(np.float32)
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_of_a_large_file_a_box_and_the_live_view_read_what_they_need(
     tiny: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, encoded: list[int]
 ) -> None:
     monkeypatch.setattr("napari_arssr.normalization._ENOUGH", 1_000)
-    data = np.random.default_rng(0).normal(200, 20, (90, 12, 10)).astype(np.float32)
     read: list[int] = []
-    plan = replace(lazy_plan(in_planes(data, read), tiny), box=Box((60, 4, 2), (62, 9, 8)))
+    plan = replace(lazy_plan(in_planes(long_scan(), read), tiny), box=PART)
+    assert plan.bytes_needed == plan.bytes
     result = workshop.carry_out(plan, quiet, go_on)
     # Every third plane for the range of intensities, and those around the box.
-    assert set(read) == {*range(0, 90, 3), *range(38, 84)}
-    eager = replace(lazy_plan(data, tiny), box=plan.box)
-    np.testing.assert_allclose(result.data, workshop.carry_out(eager, quiet, go_on).data, atol=1e-3)
-    # Again, at another scale: features and range are here.
+    assert set(read) == {*range(0, 90, 3), *range(37, 85)}
+    eager = replace(lazy_plan(long_scan(), tiny), box=PART)
+    whole = workshop.carry_out(eager, quiet, go_on)
+    np.testing.assert_allclose(result.data, whole.data, atol=1e-3)
+    # Again, at another scale, and in the live view: features and range are here.
     read.clear()
     passed = len(encoded)
     again = replace(plan, target=Target(scale=2.0))
     assert again.reuses(plan)
     workshop.carry_out(again, quiet, go_on)
+    with workshop.field(replace(plan, box=None, frame=0))(go_on) as field:
+        assert field is not None
+        sampled = field.sample(plan.grid)
+    np.testing.assert_allclose(sampled.data, result.data, atol=1e-3)
     assert len(encoded) == passed
-    assert set(read) <= set(range(37, 85))
+    assert set(read) <= set(range(36, 86))
 
 
 @pytest.mark.parametrize("room", ["too large a file", "little memory"])
-def test_what_is_large_stays_in_its_file_for_runs_and_the_live_view(
+def test_what_is_large_is_run_on_whole_without_loading_it(
     tiny: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, room: str
 ) -> None:
     if room == "too large a file":
-        monkeypatch.setattr(_plan, "_LARGE", 1_000)
+        monkeypatch.setattr("napari_arssr.lazy.LARGE", 1_000)
     else:
-        monkeypatch.setattr(_plan, "available", lambda: 1_000)
-    data = np.random.default_rng(0).normal(200, 20, (90, 12, 10)).astype(np.float32)
-    plan = lazy_plan(in_planes(data, []), tiny)
+        monkeypatch.setattr("napari_arssr.lazy.available", lambda: 1_000)
+    plan = lazy_plan(in_planes(long_scan(), []), tiny)
     assert plan.in_parts
-    assert plan.bytes_needed == plan.bytes
+    monkeypatch.setattr(_plan, "read_voxels", None)
     result = workshop.carry_out(plan, quiet, go_on)
-    fresh = upsample(replace(plan.volume, data=data), 1.5, weights=tiny)
+    fresh = upsample(replace(plan.volume, data=long_scan()), 1.5, weights=tiny)
     np.testing.assert_allclose(result.data, fresh.data, atol=1e-3)
-    with workshop.field(plan)(go_on) as field:
-        assert field is not None
-        part = plan.grid.crop(Box((80, 3, 3), (83, 6, 6)))
-        sampled = field.sample(part)
-        np.testing.assert_allclose(sampled.data, result.data[80:83, 3:6, 3:6], atol=1e-3)
 
 
+def test_a_large_file_is_read_along_its_own_planes(
+    tiny: Path, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_arssr.normalization._ENOUGH", 100)
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 100)
+    monkeypatch.setattr("napari_arssr.io.stored._PART", 1)  # bytes read at once: planes
+    volume = layer_volume(a_scan(tmp_path / "a.nii", (2, 0, 1)))
+    data: Any = volume.data
+    assert isinstance(data, io.StoredArray)
+    plan = Plan(volume, Target(scale=2.0), Box((1, 1, 1), (3, 3, 3)), settings=Settings(tiny))
+    heard: list[float | None] = []
+    result = workshop.carry_out(
+        plan, lambda share, stage: heard.append(share) if stage == "reading" else None, go_on
+    )
+    assert len(heard) > 3
+    loaded = replace(plan, volume=replace(volume, data=np.asarray(data)))
+    np.testing.assert_allclose(
+        result.data, workshop.carry_out(loaded, quiet, go_on).data, atol=1e-3
+    )
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_a_memory_map_is_a_file_too(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:
+    mapped = np.memmap(tmp_path / "a.raw", np.float32, "w+", shape=LONG)
+    mapped[:] = long_scan()
+    plan = replace(lazy_plan(mapped, tiny), box=PART)
+    assert plan.in_parts
+    result = workshop.carry_out(plan, quiet, go_on)
+    fresh = upsample(replace(plan.volume, data=long_scan()), 1.5, box=PART, weights=tiny)
+    np.testing.assert_allclose(result.data, fresh.data, atol=1e-3)
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_voxels_of_a_large_file_that_their_layer_says_have_changed_are_read_again(
+    tiny: Path, workshop: Workshop
+) -> None:
+    data = long_scan()
+    plan = replace(lazy_plan(in_planes(data, []), tiny), box=PART)
+    workshop.carry_out(plan, quiet, go_on)
+    data *= 2
+    changed = replace(plan, volume=replace(plan.volume))
+    found = workshop.carry_out(changed, quiet, go_on)
+    fresh = upsample(replace(plan.volume, data=data), 1.5, box=PART, weights=tiny)
+    np.testing.assert_allclose(found.data, fresh.data, atol=1e-3)
+
+
+@pytest.mark.usefixtures("all_is_large")
 def test_the_same_part_of_two_images_is_not_the_same_field(tiny: Path, workshop: Workshop) -> None:
-    data = np.random.default_rng(0).normal(200, 20, (90, 12, 10)).astype(np.float32)
-    brighter = data.copy()
+    brighter = long_scan()
     brighter[:10] *= 5
-    box = Box((60, 4, 2), (62, 9, 8))
-    for one in (data, brighter):
-        plan = replace(lazy_plan(in_planes(one, []), tiny), box=box)
+    for one in (long_scan(), brighter):
+        plan = replace(lazy_plan(in_planes(one, []), tiny), box=PART)
         found = workshop.carry_out(plan, quiet, go_on)
-        fresh = upsample(replace(plan.volume, data=one), 1.5, box=box, weights=tiny)
+        fresh = upsample(replace(plan.volume, data=one), 1.5, box=PART, weights=tiny)
         np.testing.assert_allclose(found.data, fresh.data, atol=1e-3)
 
 
+@pytest.mark.usefixtures("all_is_large")
 def test_every_frame_of_a_box_has_the_range_of_its_own_frame(
     tiny: Path, workshop: Workshop
 ) -> None:
-    data = np.random.default_rng(0).normal(200, 20, (90, 12, 10)).astype(np.float32)
-    series = np.stack([data, data])
+    series = np.stack([long_scan(), long_scan()])
     series[1, :10] *= 5  # the same in the box
-    box = Box((60, 4, 2), (62, 9, 8))
-    plan = replace(lazy_plan(da.from_array(series, chunks=(1, 1, 12, 10)), tiny), box=box)
+    plan = replace(lazy_plan(da.from_array(series, chunks=(1, 1, 12, 10)), tiny), box=PART)
     result = workshop.carry_out(plan, quiet, go_on)
-    fresh = upsample(replace(plan.volume, data=series), 1.5, box=box, weights=tiny)
+    fresh = upsample(replace(plan.volume, data=series), 1.5, box=PART, weights=tiny)
     np.testing.assert_allclose(result.data, fresh.data, atol=1e-3)
     assert np.abs(result.data[0] - result.data[1]).max() > 1
+    one = workshop.carry_out(replace(plan, frame=1), quiet, go_on)
+    np.testing.assert_allclose(one.data, result.data[1], atol=1e-3)
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_a_workshop_that_forgets_lets_go_of_the_file(tiny: Path, workshop: Workshop) -> None:
+    stored: Any = InAFile(long_scan())
+    let_go = weakref.ref(stored)
+    lazy = da.from_array(stored, chunks=(1, *LONG[1:]), name=False)
+    plan = replace(lazy_plan(lazy, tiny), box=PART)
+    workshop.carry_out(plan, quiet, go_on)
+    del plan, stored, lazy
+    assert let_go() is not None
+    workshop.forget()
+    gc.collect()
+    assert let_go() is None
 
 
 def test_what_there_is_no_room_to_see_whole_is_seen_in_parts(
     tiny: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = np.random.default_rng(0).normal(200, 20, (90, 12, 10)).astype(np.float32)
+    data = long_scan()
     plan = lazy_plan(data, tiny)
     whole = workshop.carry_out(plan, quiet, go_on)
     assert plan.bytes_needed == plan.bytes + 8 * data.size
@@ -351,6 +427,7 @@ def test_what_there_is_no_room_to_see_whole_is_seen_in_parts(
     np.testing.assert_allclose(part.data, whole.data, atol=1e-3)
 
 
+@pytest.mark.usefixtures("all_is_large")
 @pytest.mark.parametrize("name", ["a_dseg.zarr", "scan.zarr"])
 def test_labels_and_booleans_in_a_file_are_read_whole(
     tiny: Path, workshop: Workshop, name: str
@@ -360,6 +437,7 @@ def test_labels_and_booleans_in_a_file_are_read_whole(
     plan = replace(lazy_plan(lazy, tiny), box=Box((1, 1, 1), (5, 5, 5)))
     plan = replace(plan, volume=replace(plan.volume, name=name))
     assert not plan.in_parts
+    assert plan.bytes_needed > plan.bytes
     result = workshop.carry_out(plan, quiet, go_on)
     assert result.metadata["upsampling"]["weights"] == (
         "nearest label" if "dseg" in name else "tiny.safetensors"
@@ -548,6 +626,8 @@ def test_what_takes_too_much_has_a_way_out_that_is_one() -> None:
     box = Box((0, 0, 0), (100, 100, 100))
     assert "drawn box" in Plan(huge, Target(scale=4.0)).way_out
     assert "smaller box" in Plan(huge, Target(scale=40.0), box).way_out
+    labels = replace(huge, data=da.zeros((2000, 2000, 2000), dtype=np.int16), name="huge_dseg")
+    assert Plan(labels, Target(scale=2.0), box).way_out == "open a part of the image"
 
 
 def test_the_result_holds_every_setting(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_series_of_label_maps_is_labels(tmp_path: Path) -> None:
 @pytest.fixture
 def lazily(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is a huge one."""
-    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 100)
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 100)
 
 
 def huge(path: Path, frames: int = 3) -> Array:
@@ -253,7 +253,7 @@ def test_a_huge_file_opens_as_a_small_one_does(
     huge(tmp_path / f"a{suffix}", frames)
     data, settings = layer_of(path)
     assert isinstance(data, StoredArray)
-    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 10**9)
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 10**9)
     expected, small = layer_of(path)
     assert isinstance(expected, np.ndarray)
     assert data.dtype == expected.dtype == np.float32
@@ -295,7 +295,7 @@ def test_many_files_share_what_may_be_loaded(
     reader = napari_get_reader(paths)
     assert reader is not None
     for limit, kind in [(3 * SMALL.nbytes, np.ndarray), (3 * SMALL.nbytes - 1, StoredArray)]:
-        monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", limit)
+        monkeypatch.setattr("napari_arssr.lazy.LARGE", limit)
         ((data, _, _),) = reader(paths)
         assert isinstance(data, kind)
         np.testing.assert_array_equal(np.asarray(data), np.stack([SMALL.T] * 3))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import psutil
 import pytest
 import torch
+from in_a_file import InAFile
 from scipy.spatial.transform import Rotation
 from tiny import TINY
 
@@ -196,20 +197,6 @@ def test_a_box_of_the_result_is_the_result_of_the_box(loaded: Loaded, scale: Any
     np.testing.assert_allclose(part.data, same.data, rtol=1e-5)
 
 
-class InAFile:
-    """An array whose voxels are read where it is sliced; keeps which planes were."""
-
-    def __init__(self, data: npt.NDArray[Any]) -> None:
-        self._data = data
-        self.shape, self.dtype, self.ndim, self.size = data.shape, data.dtype, data.ndim, data.size
-        self.read: set[int] = set()
-
-    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
-        along_z = index[0] if isinstance(index, tuple) else index
-        self.read |= set(np.arange(len(self._data))[along_z].tolist())
-        return self._data[index]
-
-
 @contextmanager
 def seen_whole(_frame: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
     """Lends a field that might serve other boxes: of the whole volume."""
@@ -244,12 +231,23 @@ def test_a_box_is_made_of_what_lies_around_it_and_yet_the_same(
         np.testing.assert_allclose(part.data, whole.data, rtol=0, atol=within)
 
 
+@pytest.mark.parametrize("last", [0, 199])
+def test_a_plane_at_the_border_is_read_once(loaded: Loaded, last: int) -> None:
+    stored: Any = InAFile(volume_of((200, 30, 30)).data, chunk=200)
+    volume = replace(volume_of((200, 30, 30)), data=stored)
+    box = Box((last, 0, 0), (last + 1, 30, 30))
+    field = encode(volume, loaded, normalize=Normalizer(200.0, 400.0))
+    field.sample(volume.grid.scaled((1, 4, 4)).crop(Box(box.start, (last + 1, 120, 120))))
+    assert stored.times == 2  # with splines, and for the encoder
+    assert len(stored.read) < 40
+
+
 def test_of_voxels_in_a_file_a_box_reads_those_around_it(loaded: Loaded) -> None:
     stored: Any = InAFile(volume_of((200, 9, 10)).data)
     volume = replace(volume_of((200, 9, 10)), data=stored)
     box = Box((150, 2, 3), (153, 6, 7))
     upsample(volume, 2, box=box, weights=loaded, normalize=Normalizer(200.0, 400.0))
-    assert stored.read <= set(range(150 - 2 - 20, 153 + 2 + 20))
+    assert stored.read <= set(range(150 - 3 - 20, 153 + 3 + 20))
     assert stored.read >= set(range(150 - 8, 153 + 8))
 
 

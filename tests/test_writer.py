@@ -401,7 +401,7 @@ def test_an_array_of_any_kind_is_saved(tmp_path: Path, shape: tuple[int, ...]) -
 
 def left_in_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """What is written, (x, y, z), and a layer that reads it from there."""
-    monkeypatch.setattr("napari_arssr._reader.LAZY_BYTES", 100)
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 100)
     data = np.arange(2 * 30 * 40, dtype=np.int16).reshape(40, 30, 2)
     nib.save(nib.Nifti1Image(data, np.eye(4)), path)
     return data, opened(path)

@@ -211,11 +211,12 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
     from napari.layers._source import layer_source
 
     from napari_arssr._layers import layer_of
-    from napari_arssr._reader import LAZY_BYTES, napari_get_reader
+    from napari_arssr._reader import napari_get_reader
     from napari_arssr.io import known_suffix, origin_of, read
+    from napari_arssr.lazy import LARGE
 
     if known_suffix(file) in _TIFF:
-        volume = read(file, most=LAZY_BYTES)
+        volume = read(file, most=LARGE)
         unit = "pixel"
         if origin_of(volume).states_spacing:
             unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"

@@ -24,8 +24,7 @@ from napari_arssr._output_choice import Unit
 from napari_arssr._warm_up import import_torch
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
-from napari_arssr.lazy import is_loaded, read
-from napari_arssr.memory import available
+from napari_arssr.lazy import is_large, is_loaded, read
 from napari_arssr.normalization import Normalizer
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
 from napari_arssr.upsampling import (
@@ -48,8 +47,6 @@ __all__ = ["Plan", "Workshop", "in_command", "plain_errors", "read_voxels", "sam
 
 # What to do where a volume is too large to be seen by a network.
 _SMALLER = "open a part of it"
-# Bytes of voxels that are not loaded without need.
-_LARGE = 1 << 30
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -97,15 +94,11 @@ class Plan:
     def in_parts(self) -> bool:
         """Whether voxels stay where they are, and are read where samples are asked for.
 
-        What is loaded serves boxes and the live view alike, and is noticed when it is edited;
-        of a large file or a zarr array a box is not to wait for all the rest.
+        Not those of a label map, nor booleans, which become numbers when they are read.
         """
-        lazy = self.volume.data
-        if is_loaded(lazy) or io.is_called_label_map(self.volume):
+        if is_loaded(self.volume.data) or io.is_called_label_map(self.volume):
             return False
-        if lazy.dtype.kind == "b":  # turned into numbers when it is read
-            return False
-        return self.box is not None or self._bytes_read > min(_LARGE, available() // 4)
+        return self.volume.data.dtype.kind != "b" and is_large(self._bytes_read)
 
     @property
     def _bytes_read(self) -> int:
@@ -114,8 +107,11 @@ class Plan:
 
     @property
     def voxels(self) -> Hashable:
-        """What tells the voxels of a frame that is not loaded from others: the array it is of."""
-        return _Same(self.volume.data), self.frame
+        """What tells the voxels of a frame that is not loaded from others.
+
+        The volume is another when its layer says that its voxels have changed.
+        """
+        return _Same(self.volume), self.frame or 0
 
     @property
     def bytes_needed(self) -> int:
@@ -129,7 +125,9 @@ class Plan:
     @property
     def way_out(self) -> str:
         """What to do where it needs more memory than there is."""
-        if self.box is None:
+        if not self.in_parts and 2 * self.bytes < self.bytes_needed:  # most is for the input
+            way_out = "open a part of the image"
+        elif self.box is None:
             way_out = "choose a lower scale or a drawn box"
         else:
             way_out = "choose a lower scale or a smaller box"
@@ -369,13 +367,21 @@ class Workshop:
         """The range of a frame that is not loaded; the last one is kept."""
         method = plan.settings.normalize or network.normalization
         key = plan.voxels, method
-        if self._range is None or self._range[0] != key:
-            frame = plan.volume.frame(plan.frame or 0)
+        # The live view's thread, or the run's, may replace it at any moment.
+        kept = self._range
+        if kept is None or kept[0] != key:
+            # As it is stored: along other axes each piece would be nearly all of the file.
+            frame = plan.volume.frame(plan.frame or 0).in_storage_order()
             try:
-                self._range = key, Normalizer.fit(frame.data, method, report, stop)
+                kept = self._range = key, Normalizer.fit(frame.data, method, report, stop)
             except FileError as error:
                 raise FileError(f"{frame.name}: {error}") from None
-        return self._range[1]
+        return kept[1]
+
+    def forget(self) -> None:
+        """Keep nothing of any volume; what is lent is let go of when it comes back."""
+        self._range = None
+        self.fields.forget()
 
     def field(self, plan: Plan) -> Callable[[Stop], AbstractContextManager[NetworkField | None]]:
         """For the live view: lends the field of a plan's one frame, or None while it is busy.

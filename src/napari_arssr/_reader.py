@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from napari_arssr import lazy
 from napari_arssr._layers import LayerData, layer_of
 from napari_arssr.errors import FileError
 from napari_arssr.io import StoredArray, files_of, known_suffix, read
 from napari_arssr.volume import Volume
 
-__all__ = ["LAZY_BYTES", "napari_get_reader"]
+__all__ = ["napari_get_reader"]
 
 PathOrPaths = str | Sequence[str]
-
-LAZY_BYTES = 1 << 30
-"""Files whose voxels take more than this in memory are left where they are, and read as shown."""
 
 _NAMES = (".nii", ".nii.gz", ".img", ".hdr")
 # Where a NIfTI header says that it is one: NIfTI-1 near its end, NIfTI-2 after its size.
@@ -48,7 +46,7 @@ def napari_get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[LayerDa
 
 def _read(path: PathOrPaths) -> list[LayerData]:
     paths = [Path(name) for name in _paths(path)]
-    most = LAZY_BYTES // len(paths)
+    most = lazy.LARGE // len(paths)
     volumes = [read(path, most=most) for path in paths]
     if len(volumes) == 1:
         return [layer_of(volumes[0])]

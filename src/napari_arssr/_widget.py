@@ -320,7 +320,7 @@ class UpsampleWidget(Dock):
         if event.value in self._encoded_of:
             self._encoded_of.discard(event.value)
             self._encoded = None
-            self._workshop.fields.forget()
+            self._workshop.forget()
 
     # ------------------------------------------------------------------------- command
 
@@ -410,7 +410,7 @@ def upsample_selected() -> None:
 def _abandon(runners: tuple[Runner, ...], workshop: Workshop, _gone: object = None) -> None:
     for runner in runners:
         runner.abandon()
-    workshop.fields.forget()
+    workshop.forget()
 
 
 def _command(plan: Plan, source: Path, _report: VagueReport, stop: Stop) -> str:

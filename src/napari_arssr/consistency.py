@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.interpolation import apply_separable, spline_matrix
+from napari_arssr.lazy import read
 from napari_arssr.volume import Box, Grid, Volume
 
 __all__ = ["Consistency"]
@@ -94,8 +95,8 @@ class Consistency:
         self.box = box
         self.source = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
         self.source_grid = grid.crop(self.source)
-        low_z, low_y, low_x = (slice(*part) for part in self._low)
-        self._input = np.asarray(low.data[low_z, low_y, low_x]).astype(np.float32)
+        part = tuple(slice(*ends) for ends in self._low)
+        self._input = read(low.data, low.name, part).astype(np.float32)
         self._matrices = [
             axis.measure[slice(*low), a:b]
             for axis, low, a, b in zip(

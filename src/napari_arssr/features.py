@@ -37,7 +37,7 @@ class FeatureMap:
     model : OrientedArSSR
         On ``device``, in the precision it is to run in, evaluation mode.
     read : callable
-        Gives the voxels of a box, float32, in network units, finite.
+        Gives the voxels of a box, float32, in network units, finite; asks whether to stop.
     shape : tuple of ints
         Of the volume, (z, y, x).
     device : torch.device
@@ -52,7 +52,7 @@ class FeatureMap:
     def __init__(
         self,
         model: OrientedArSSR,
-        read: Callable[[Box], npt.NDArray[np.float32]],
+        read: Callable[[Box, Stop], npt.NDArray[np.float32]],
         shape: Shape,
         device: torch.device,
         *,
@@ -148,7 +148,7 @@ class FeatureMap:
     @torch.inference_mode()
     def _encode(self, block: Box, grown: Box, stop: Stop, count: Count) -> None:
         """Encode a block with its halo and keep the tiles it is made of."""
-        patch = torch.from_numpy(np.ascontiguousarray(self._read(grown)))
+        patch = torch.from_numpy(np.ascontiguousarray(self._read(grown, stop)))
         with (
             float32_means_float32(),
             _between_layers(self.model.encoder, stop, lambda share: count(share * grown.size)),

@@ -201,7 +201,7 @@ class CubicField(Field):
 
     def __init__(self, volume: Volume) -> None:
         normalizer = Normalizer.fit(volume.data, "minmax")
-        voxels = Voxels(volume, normalizer, torch.device("cpu"))
+        voxels = Voxels(volume, normalizer, torch.device("cpu"), normal=False)
         super().__init__(voxels, volume.name, normalizer)
 
     @torch.inference_mode()
@@ -345,7 +345,7 @@ class NetworkField(Field):
             expected = self._done + planned * self._voxel_cost
             supports = self._supports(request, part)
             if request.lattice is not None:
-                self._voxels.prepare(supports[0])
+                self._voxels.prepare(supports[0], stop)
             for features in self._maps:
                 features.ensure(supports, stop, advance)
             self._done = max(self._done, expected)

@@ -14,11 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import ArssrError, Cancelled, FileError, Unreadable
+from napari_arssr.memory import available
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
-__all__ = ["is_loaded", "pieces", "read"]
+__all__ = ["LARGE", "is_large", "is_loaded", "pieces", "read"]
 
 Array = npt.NDArray[Any]
+
+LARGE = 1 << 30
+"""Bytes of voxels beyond which they are left where they are, and read as they are wanted."""
+
+
+def is_large(size: int) -> bool:
+    """Whether voxels of so many bytes are to be left where they are."""
+    return size > min(LARGE, available() // 4)
 
 
 def is_loaded(array: Any) -> bool:

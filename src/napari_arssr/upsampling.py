@@ -230,9 +230,7 @@ def _encode(
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
     normalizer = _fit(volume, normalize, loaded, stop)
     least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype, orientations)
-    data: Any = volume.data
-    whole = whole and isinstance(data, np.ndarray)
-    whole = whole and (memory is not None or fits_whole(volume.grid))
+    whole = whole and is_loaded(volume.data) and fits_whole(volume.grid, memory)
     # Still to come: the volume's spline coefficients and a chunk's activations; on the CPU also
     # the volume in network units, a slab of the result, and what is done beside it.
     extra = _WORKSPACE
@@ -341,6 +339,8 @@ def upsample(
     def filled(number: int, slabs: Iterator[npt.NDArray[Any]]) -> None:
         done = 0
         for slab in slabs:
+            if slab.dtype.itemsize > data.itemsize:  # a copy of it in fewer bits
+                check_range(slab, volume.name)
             data[number, done : done + len(slab)] = slab
             done += len(slab)
 
@@ -359,8 +359,6 @@ def upsample(
             filled(number, _labels(volume.frame(number), grid, part, stop))
         return result(_labels_record(target, box))
     job = _Job.of(volume, target, box, settings, loaded)
-    if job.loaded is None and volume.data.dtype.itemsize > data.itemsize:
-        check_range(volume.data, volume.name)  # a copy of it in fewer bits
     used: list[Normalizer] = []
     lender = lend or _afresh
 
@@ -497,9 +495,9 @@ def _input(source: str | os.PathLike[str], frame: int | None, *, part: bool) -> 
 
     if not part:
         return io.read(source, frame=frame)
-    # To be read in parts a gzip file is unpacked beside its memory: only if it is large.
+    # To be read in parts a gzip file is unpacked on the disk: only where memory has no room for it.
     zipped = io.known_suffix(source) == ".nii.gz"
-    volume = io.read(source, frame=frame, most=available() // _LARGE if zipped else 0)
+    volume = io.read(source, frame=frame, most=available() // 2 if zipped else 0)
     data: Any = volume.data
     if isinstance(data, io.StoredArray) and io.is_called_label_map(volume):
         return io.read(source, frame=frame)  # whose voxels say whether it is one
@@ -622,16 +620,19 @@ class _Job:
             normalize=normalize,
             orientations=settings.orientations,
             held=0 if step is None else step.held_bytes,
-            whole=self.box is None or (kept and is_loaded(frame.data)),
+            whole=kept or self.box is None,
             stop=stop,
         )
         with lend(frame, make) as field:
             yield from _slabs(field, self.grid, step, progress, stop)
 
 
-def fits_whole(grid: Grid) -> bool:
-    """Whether there is memory to make all of a volume ready, in network units and as splines."""
-    return bytes_ready(grid) <= available() // 2
+def fits_whole(grid: Grid, memory: int | None = None) -> bool:
+    """Whether there is room to make all of a volume ready, in network units and as splines.
+
+    ``memory`` is what may be taken in all, in bytes; by default what is free.
+    """
+    return bytes_ready(grid) <= (available() if memory is None else memory) // 2
 
 
 def bytes_ready(grid: Grid) -> int:
@@ -780,6 +781,4 @@ def _budget(device: torch.device, memory: int | None, extra: int, least: int, wa
 
 
 _LABEL_PLANES = 16
-# What takes more than this part of the memory that is free is large.
-_LARGE = 4
 _WORKSPACE = 256 << 20

@@ -20,6 +20,7 @@ from napari_arssr.lazy import is_loaded, read
 from napari_arssr.normalization import Normalizer, check_range
 from napari_arssr.request import Request
 from napari_arssr.volume import Box, Volume
+from napari_arssr.watching import Stop, never
 
 __all__ = ["Voxels"]
 
@@ -42,8 +43,8 @@ class Voxels:
         To network units.
     device : torch.device
         Where spline coefficients are wanted.
-    spline : bool
-        Whether they are wanted at all.
+    spline, normal : bool
+        Whether these are wanted at all, and :meth:`normal`.
     whole : bool
         Whether all is made ready now, which takes 4 bytes a voxel, and 4 for coefficients.
 
@@ -60,13 +61,14 @@ class Voxels:
         device: torch.device,
         *,
         spline: bool = True,
+        normal: bool = True,
         whole: bool = True,
     ) -> None:
         if volume.data.ndim != 3:
             raise ValueError("A field is made from one 3D volume: take a frame of it.")
         self.grid = volume.grid
         self.constant: float | None = None
-        self._volume = volume
+        self._volume: Volume | None = volume
         self._normalizer = normalizer
         self.device = device
         self._spline = spline
@@ -74,27 +76,38 @@ class Voxels:
         self._sure: Box | None = None
         self._whole: FloatArray | None = None
         if whole:
-            self._whole = self._hold(self.grid.box)
-            low, high = float(self._whole.min()), float(self._whole.max())
+            values = self._hold(self.grid.box)
+            low, high = float(values.min()), float(values.max())
             self.constant = low if low == high else None
+            self._whole = values if normal else None
+            self._volume = None
         elif normalizer.constant:
             self.constant = 0.0
 
-    def normal(self, box: Box) -> FloatArray:
-        """Voxels of a box in network units, finite."""
-        if self._whole is not None:
-            return self._whole[box.slices]
-        return self._normalizer.normalize(self._read(box))
-
-    def prepare(self, support: Box) -> None:
-        """Make ready what samples read that lie between the voxels of a box.
+    def normal(self, box: Box, stop: Stop = never) -> FloatArray:
+        """Voxels of a box in network units, finite.
 
         Raises
         ------
         FileError
-            If the voxels cannot be read, or hold values beyond float32.
+            If they cannot be read, or hold values beyond float32.
+        Cancelled
+            If ``stop`` says so while they are read.
         """
-        self._cover(support.grown(1, self.grid.shape))
+        if self._whole is not None:
+            return self._whole[box.slices]
+        return self._normalizer.normalize(self._read(box, stop))
+
+    def prepare(self, support: Box, stop: Stop = never) -> None:
+        """Make ready what samples read that lie between the voxels of a box.
+
+        Raises
+        ------
+        FileError, Cancelled
+            As :meth:`normal`.
+        """
+        # A spline reads one voxel more on either side, and at the border one for its mirror.
+        self._cover(support.grown(2, self.grid.shape), stop)
 
     def coefficients(self, box: Box) -> Tensor:
         """Cubic B-spline coefficients of a box, on the device."""
@@ -118,24 +131,25 @@ class Voxels:
 
         None where all are.
         """
-        if self._volume.data.dtype.kind != "f":
-            return None
-        self.prepare(request.support(chunk))
+        if self._volume is not None:
+            if self._volume.data.dtype.kind != "f":
+                return None
+            self.prepare(request.support(chunk))
         if self._finite is None:
             return None
         index = zip(request.nearest(chunk), self._start, strict=True)
         return self._finite[tuple(axis - start for axis, start in index)]
 
-    def _cover(self, box: Box) -> None:
+    def _cover(self, box: Box, stop: Stop = never) -> None:
         """Hold a part in which a box is sure."""
         if self._sure is None or self._sure.common(box) != box:
-            self._hold(box)
+            self._hold(box, stop)
 
-    def _hold(self, box: Box) -> FloatArray:
+    def _hold(self, box: Box, stop: Stop = never) -> FloatArray:
         """Read a box with its surroundings; gives it in network units."""
         part = box.grown(_SPLINE_HALO, self.grid.shape)
         self._sure = None  # if this fails nothing is
-        data = self._read(part)
+        data = self._read(part, stop)
         normal = self._normalizer.normalize(data)
         finite = np.isfinite(data) if data.dtype.kind == "f" else None
         self._finite = None if finite is None or finite.all() else finite
@@ -146,14 +160,10 @@ class Voxels:
         self._sure = box
         return normal
 
-    def _read(self, box: Box) -> npt.NDArray[Any]:
+    def _read(self, box: Box, stop: Stop) -> npt.NDArray[Any]:
         """Voxels as they are stored."""
-        data: Any = self._volume.data
-        values: npt.NDArray[Any]
-        if isinstance(data, np.ndarray):
-            values = data[box.slices]
-        else:
-            values = read(data, self._volume.name, box.slices)
-        if not is_loaded(data):  # which nobody has looked through
+        assert self._volume is not None  # what is whole is not read again
+        values = read(self._volume.data, self._volume.name, box.slices, stop=stop)
+        if not is_loaded(self._volume.data):  # which nobody has looked through
             check_range(values, self._volume.name)
         return values

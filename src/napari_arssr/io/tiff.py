@@ -8,6 +8,7 @@ import struct
 import threading
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ _STRAIGHT_LINE = 0
 _UNCALIBRATED = 20
 _CALIBRATED = ("uint8", "uint16", "int16")
 _SIGNED = -32768  # ImageJ's int16 is uint16 with this as intercept
+
+_KEPT = 1 << 28  # bytes of planes that were unpacked
 
 _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 
@@ -160,6 +163,7 @@ class _StoredPlanes:
         self._path = path
         self._convert = convert
         self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Array] = OrderedDict()
         with _plainly(path):
             self._tiff = tifffile.TiffFile(path)
             # Closed with the last array that needs it, and not by chance later.
@@ -178,9 +182,17 @@ class _StoredPlanes:
         return result
 
     def _plane(self, number: int) -> Array:
+        """A plane of stored numbers; the last ones are kept, for one is unpacked as a whole."""
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
         page = self._tiff.series[0][number]
         assert page is not None  # as _only_series has seen
-        return np.asarray(page.asarray()).reshape(self.shape[-2:])
+        plane = np.asarray(page.asarray()).reshape(self.shape[-2:])
+        self._kept[number] = plane
+        while len(self._kept) > max(1, _KEPT // plane.nbytes):
+            self._kept.popitem(last=False)
+        return plane
 
 
 def provenance(path: Path) -> str:
