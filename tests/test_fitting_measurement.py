@@ -184,14 +184,14 @@ def test_a_profile_is_seen_as_finely_as_the_volume_is_along_it():
 
 
 def test_a_quadrature_has_the_profile_s_width():
-    offsets, weights = quadrature(SLAB, 4)
+    offsets, weights = quadrature(SLAB, 4, GRID, 6.4)
     np.testing.assert_allclose(offsets, [-0.375, -0.125, 0.125, 0.375])
     np.testing.assert_allclose(weights, 0.25)
-    offsets, weights = quadrature(ScannerModel("gaussian"), 6)
+    offsets, weights = quadrature(ScannerModel("gaussian"), 6, GRID, 9.6)
     assert weights.sum() == pytest.approx(1)
     deviation = np.sqrt((weights * offsets**2).sum())
     assert 2.355 * deviation == pytest.approx(1, rel=0.05)
-    assert quadrature(SLAB, 1.2)[0].tolist() == [0]
+    assert quadrature(SLAB, 1.2, GRID, 1.92)[0].tolist() == [0]
 
 
 def test_interpolation_is_exact_at_voxels_and_for_straight_lines():

@@ -1287,6 +1287,50 @@ def test_the_live_view_shows_a_layer_and_takes_it_away(
     assert told == []
 
 
+def test_what_is_too_large_to_load_is_run_on_in_a_box_and_seen_live(
+    qtbot: QtBot,
+    viewer: napari.Viewer,
+    widget: UpsampleWidget,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 1_000)
+    volume = a_volume((80, 40, 40))
+    read: set[int] = set()
+
+    def plane(block_id: tuple[int, ...]) -> npt.NDArray[Any]:
+        read.add(block_id[0])
+        return volume.data[block_id[0] : block_id[0] + 1]
+
+    lazy = da.map_blocks(plane, chunks=((1,) * 80, (40,), (40,)), dtype=np.float32)
+    layer = viewer.add_image(lazy, name="scan", contrast_limits=(0, 200))
+    widget.advanced.normalize.value = "none"  # else planes are read for the range of all
+    viewer.dims.set_current_step(0, 70)
+    viewer.scene.camera.zoom *= 4
+    widget.live.box.setChecked(True)
+    qtbot.waitUntil(lambda: "ms" in widget.live.note.text(), timeout=PATIENCE)
+    click(qtbot, widget.region.by_box)
+    click(qtbot, widget.region.draw)
+    drawn = widget.region._drawn
+    assert drawn is not None
+    drawn.shapes.add_rectangles(np.array([[70, 4, 6], [70, 4, 20], [70, 17, 20], [70, 17, 6]]))
+    qtbot.waitUntil(lambda: drawn.box is not None, timeout=PATIENCE)
+    widget.region.first.value, widget.region.last.value = 68, 72
+    read.clear()
+    run(qtbot, widget)
+    assert min(read, default=70) > 40
+    part = next(one for one in viewer.layers if one.name == "scan tiny ×2 box")
+    whole = upsample(
+        replace(volume_of(layer), data=volume.data),
+        2.0,
+        box=drawn.box,
+        weights=str(widget.weights.value),
+        normalize="none",
+    )
+    np.testing.assert_allclose(part.data, whole.data, rtol=1e-3)
+    assert told == []
+
+
 def test_the_live_view_ends_with_its_image(
     qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
 ) -> None:

@@ -53,7 +53,9 @@ _WHOLE = 0.98
 _CUBES = 1.25
 
 
-def quadrature(scanner: ScannerModel, ratio: float) -> tuple[FloatArray, FloatArray]:
+def quadrature(
+    scanner: ScannerModel, ratio: float, grid: Grid, step: float
+) -> tuple[FloatArray, FloatArray]:
     """Points and weights that stand for a slice profile.
 
     Parameters
@@ -62,6 +64,11 @@ def quadrature(scanner: ScannerModel, ratio: float) -> tuple[FloatArray, FloatAr
     ratio : float
         Voxels of the volume per voxel of the stack, along this axis. Where it rounds to 1
         the voxel is its centre: an axis that keeps its voxels is not measured again.
+    grid : Grid
+        Of the volume: a profile of twice its length lies beyond it wherever its middle is, and so
+        does any longer one, which is cut to that, for nobody could count its points.
+    step : float
+        Voxel size of the stack along this axis, millimetres.
 
     Returns
     -------
@@ -71,6 +78,8 @@ def quadrature(scanner: ScannerModel, ratio: float) -> tuple[FloatArray, FloatAr
     steps = max(1, round(ratio))
     if steps == 1 or scanner.kind == "cubic":
         return np.zeros(1), np.ones(1)
+    longest = 2 * float(np.linalg.norm(grid.extent)) / step
+    scanner = replace(scanner, width=min(scanner.width, longest))
     reach = 4 if scanner.kind == "kspace" else 2
     high = steps * (2 * int(np.ceil(reach * scanner.width)) + 1)
     middle = (high - 1) / 2
@@ -198,15 +207,8 @@ def nothing_counts(grid: Grid, scanner: ScannerModel | None) -> UsageError:
 
 
 def _profile(grid: Grid, stack: Stack, motions: FloatArray, scanner: ScannerModel) -> _Profile:
-    diagonal = float(np.linalg.norm(grid.extent))
-    result = []
     pairs = zip(_ratios(grid, stack, motions), stack.volume.spacing, strict=True)
-    for ratio, step in pairs:
-        # A profile of twice the volume's length lies beyond it wherever its middle is, and so does
-        # any longer one, whose points nobody could count.
-        width = min(scanner.width, 2 * diagonal / step)
-        result.append(quadrature(replace(scanner, width=width), ratio))
-    return result
+    return [quadrature(scanner, ratio, grid, step) for ratio, step in pairs]
 
 
 def _ratios(grid: Grid, stack: Stack, motions: FloatArray) -> list[float]:

@@ -325,9 +325,8 @@ def _reach(volume: Volume, grid: Grid, settings: Settings) -> float:
     if "scanner" in settings.without_use:
         return 0.0
     thick = max(volume.spacing)
-    # A profile that is longer than all of the grid has no place in it.
-    width = min(settings.scanner.width, float(np.linalg.norm(grid.extent)) / thick)
-    offsets, weights = quadrature(replace(settings.scanner, width=width), thick / min(grid.spacing))
+    ratio = thick / min(grid.spacing)
+    offsets, weights = quadrature(settings.scanner, ratio, grid, thick)
     sizes = np.abs(weights)
     # Half of its length, but for tails that hold hardly anything.
     tails = np.array([sizes[np.abs(offsets) >= far].sum() for far in np.abs(offsets)])
