@@ -38,6 +38,7 @@ from qtpy.QtWidgets import QApplication, QLabel, QWidget
 
 from napari_arssr import _preferences, cli, weights
 from napari_arssr._advanced import Advanced
+from napari_arssr._box import DrawnBox
 from napari_arssr._fit_widget import FitWidget
 from napari_arssr._layers import image_layer, volume_of
 from napari_arssr._view import affine_of, is_helper, mark_helper, view_of
@@ -102,6 +103,17 @@ def show(viewer: napari.Viewer, volume: Volume) -> Image:
 
 def click(qtbot: QtBot, button: QWidget) -> None:
     qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def draw_box(qtbot: QtBot, widget: UpsampleWidget, plane: int) -> DrawnBox:
+    """Press Draw, and draw a rectangle in a plane."""
+    click(qtbot, widget.region.draw)
+    drawn = widget.region._drawn
+    assert drawn is not None
+    corners = [[plane, 4, 6], [plane, 4, 20], [plane, 17, 20], [plane, 17, 6]]
+    drawn.shapes.add_rectangles(np.array(corners))
+    qtbot.waitUntil(lambda: drawn.box is not None, timeout=PATIENCE)
+    return drawn
 
 
 def run(qtbot: QtBot, widget: UpsampleWidget) -> None:
@@ -551,11 +563,7 @@ def test_a_drawn_box_is_the_same_part_of_the_whole(
     click(qtbot, widget.region.by_box)
     assert "Press Draw" in widget.estimate.text()
     assert not widget.run.button.isEnabled()
-    click(qtbot, widget.region.draw)
-    drawn = widget.region._drawn
-    assert drawn is not None
-    drawn.shapes.add_rectangles(np.array([[5, 4, 6], [5, 4, 20], [5, 17, 20], [5, 17, 6]]))
-    qtbot.waitUntil(lambda: drawn.box is not None, timeout=PATIENCE)
+    drawn = draw_box(qtbot, widget, 5)
     assert "voxels" in widget.region.note.text()
     widget.region.first.value, widget.region.last.value = 3, 7
     box = drawn.box
@@ -583,11 +591,7 @@ def test_a_number_of_several_digits_moves_one_end_of_the_box(
     qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
 ) -> None:
     show(viewer, a_volume((40, 30, 32)))
-    click(qtbot, widget.region.draw)
-    drawn = widget.region._drawn
-    assert drawn is not None
-    drawn.shapes.add_rectangles(np.array([[5, 4, 6], [5, 4, 20], [5, 17, 20], [5, 17, 6]]))
-    qtbot.waitUntil(lambda: drawn.box is not None, timeout=PATIENCE)
+    drawn = draw_box(qtbot, widget, 5)
     widget.region.first.value, widget.region.last.value = 10, 19
     assert drawn.depth == (10, 20)
     last = widget.region.last.native
@@ -1310,11 +1314,7 @@ def test_what_is_too_large_to_load_is_run_on_in_a_box_and_seen_live(
     widget.live.box.setChecked(True)
     qtbot.waitUntil(lambda: "ms" in widget.live.note.text(), timeout=PATIENCE)
     click(qtbot, widget.region.by_box)
-    click(qtbot, widget.region.draw)
-    drawn = widget.region._drawn
-    assert drawn is not None
-    drawn.shapes.add_rectangles(np.array([[70, 4, 6], [70, 4, 20], [70, 17, 20], [70, 17, 6]]))
-    qtbot.waitUntil(lambda: drawn.box is not None, timeout=PATIENCE)
+    drawn = draw_box(qtbot, widget, 70)
     widget.region.first.value, widget.region.last.value = 68, 72
     read.clear()
     run(qtbot, widget)
