@@ -334,6 +334,7 @@ def test_a_large_file_is_read_along_its_own_planes(
     monkeypatch.setattr("napari_arssr.normalization._ENOUGH", 100)
     monkeypatch.setattr("napari_arssr.lazy.LARGE", 100)
     monkeypatch.setattr("napari_arssr.io.stored._PART", 1)  # bytes read at once: planes
+    monkeypatch.setattr("napari_arssr.lazy._FEWEST", 2)
     volume = layer_volume(a_scan(tmp_path / "a.nii", (2, 0, 1)))
     data: Any = volume.data
     assert isinstance(data, io.StoredArray)
@@ -347,6 +348,19 @@ def test_a_large_file_is_read_along_its_own_planes(
     np.testing.assert_allclose(
         result.data, workshop.carry_out(loaded, quiet, go_on).data, atol=1e-3
     )
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_frames_that_come_in_one_piece_are_loaded_if_there_is_room(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chunks, in_parts in [((1, 12, 10), True), ((90, 3, 3), True), (LONG, False)]:
+        plan = lazy_plan(da.from_array(long_scan(), chunks=chunks), tiny)
+        assert plan.in_parts == in_parts
+    series = da.from_array(np.stack([long_scan()] * 20), chunks=(1, *LONG))
+    assert not lazy_plan(series, tiny).in_parts
+    monkeypatch.setattr(_plan, "available", lambda: long_scan().nbytes)
+    assert plan.in_parts
 
 
 @pytest.mark.usefixtures("all_is_large")

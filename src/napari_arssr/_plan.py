@@ -24,7 +24,8 @@ from napari_arssr._output_choice import Unit
 from napari_arssr._warm_up import import_torch
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
-from napari_arssr.lazy import is_large, is_loaded, read
+from napari_arssr.lazy import is_in_pieces, is_large, is_loaded, read
+from napari_arssr.memory import available
 from napari_arssr.normalization import Normalizer
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
 from napari_arssr.upsampling import (
@@ -94,11 +95,13 @@ class Plan:
     def in_parts(self) -> bool:
         """Whether voxels stay where they are, and are read where samples are asked for.
 
-        Not those of a label map, nor booleans, which become numbers when they are read.
+        Not those of a label map, nor booleans, which become numbers when they are read; nor, if
+        there is room, those that come a frame at a time whatever is asked for.
         """
-        if is_loaded(self.volume.data) or io.is_called_label_map(self.volume):
+        data, size = self.volume.data, self._bytes_read
+        if is_loaded(data) or io.is_called_label_map(self.volume) or data.dtype.kind == "b":
             return False
-        return self.volume.data.dtype.kind != "b" and is_large(self._bytes_read)
+        return is_large(size) and (is_in_pieces(data) or size > available() // 2)
 
     @property
     def _bytes_read(self) -> int:

@@ -6,6 +6,7 @@ zarr's and h5py's arrays, and :class:`napari_arssr.io.StoredArray`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,12 +18,16 @@ from napari_arssr.errors import ArssrError, Cancelled, FileError, Unreadable
 from napari_arssr.memory import available
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
-__all__ = ["LARGE", "is_large", "is_loaded", "pieces", "read"]
+__all__ = ["LARGE", "is_in_pieces", "is_large", "is_loaded", "pieces", "read"]
 
 Array = npt.NDArray[Any]
 
 LARGE = 1 << 30
 """Bytes of voxels beyond which they are left where they are, and read as they are wanted."""
+
+
+# So many chunks in a frame, or more, are read one by one.
+_FEWEST = 8
 
 
 def is_large(size: int) -> bool:
@@ -33,6 +38,15 @@ def is_large(size: int) -> bool:
 def is_loaded(array: Any) -> bool:
     """Whether all voxels are in memory."""
     return isinstance(array, np.ndarray) and not isinstance(array, np.memmap)
+
+
+def is_in_pieces(array: Any) -> bool:
+    """Whether a part can be read without most of its frame: chunks are small beside (z, y, x)."""
+    chunks = getattr(array, "chunks", None)
+    if not isinstance(chunks, tuple):
+        return True
+    largest = [max(size) if isinstance(size, tuple) else size for size in chunks[-3:]]
+    return _FEWEST * math.prod(largest) <= math.prod(array.shape[-3:])
 
 
 def read(
