@@ -310,29 +310,18 @@ class Workshop:
             identity, network = self.fields.weights(
                 plan.settings.weights, progress=partial(_downloaded, report), stop=stop
             )
-            volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
-            in_parts = plan.in_parts
-            if not in_parts:
-                volume = read_voxels(volume, report, stop)
+            seen_by = None if plan.is_copy else network
+            volume, normalize = self._source(plan, seen_by, report, stop)
             stored = replace(plan, volume=volume).as_stored()
             settings, target = stored.settings, stored.target
-            normalize: Normalization | Normalizer | None = settings.normalize
-            one_range = in_parts and plan.frames == 1 and not plan.is_copy
-            if one_range:
-                normalize = self._range_of(plan, network, report, stop)
             passed = 0
             used: set[str] = {plan.key}
 
             @contextmanager
             def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
                 nonlocal passed
-                lent: AbstractContextManager[NetworkField]
-                if in_parts and not one_range:  # frames that nothing tells apart without reading
-                    lent = nullcontext(make())
-                else:
-                    voxels = plan.voxels if in_parts else _digest(one.data, stop)
-                    lent = self.fields.lend(_field_key(one, voxels, identity, settings), make)
-                with lent as field:
+                key = _field_key(one, plan, identity, stop)
+                with nullcontext(make()) if key is None else self.fields.lend(key, make) as field:
                     passed += field.encoding_cost(stored.box or one.grid.box)
                     used.add(key_of(network.name, str(field.device), field.precision))
                     yield field
@@ -365,6 +354,17 @@ class Workshop:
             }
             result = replace(result, metadata=result.metadata | {"upsampling": record})
             return result.transposed(_order(stored.volume.grid, plan.volume.grid))
+
+    def _source(
+        self, plan: Plan, network: Loaded | None, report: VagueReport, stop: Stop
+    ) -> tuple[Volume, Normalization | Normalizer | None]:
+        """The voxels that a network is to see, loaded if they are to be, and their range."""
+        volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
+        if not plan.in_parts:
+            return read_voxels(volume, report, stop), plan.settings.normalize
+        if network is None or plan.frames > 1:
+            return volume, plan.settings.normalize
+        return volume, self._range_of(plan, network, report, stop)
 
     def _range_of(self, plan: Plan, network: Loaded, report: VagueReport, stop: Stop) -> Normalizer:
         """The range of a frame that is not loaded; the last one is kept."""
@@ -402,16 +402,9 @@ class Workshop:
                 import_torch()
                 if not read:
                     identity, loaded = self.fields.weights(settings.weights)
-                    volume = plan.volume.frame(plan.frame or 0)
-                    method: Normalization | Normalizer | None = settings.normalize
-                    if plan.in_parts:
-                        method = self._range_of(plan, loaded, unheard, stop)
-                        one, voxels = volume.in_storage_order(), plan.voxels
-                    else:
-                        one = read_voxels(volume, unheard, stop).in_storage_order()
-                        voxels = _digest(one.data, stop)
-                    key = _field_key(one, voxels, identity, settings)
-                    read.append((one, key, loaded, method))
+                    volume, method = self._source(plan, loaded, unheard, stop)
+                    one = volume.in_storage_order()
+                    read.append((one, _field_key(one, plan, identity, stop), loaded, method))
                 ((one, key, network, normalize),) = read
 
                 def make() -> NetworkField:
@@ -464,8 +457,18 @@ def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
             raise UsageError(f"{name} was changed since it was read from {source}; {way_out}.")
 
 
-def _field_key(one: Volume, voxels: Hashable, identity: Hashable, settings: Settings) -> Hashable:
-    """All that a field depends on: voxels, their place, the network and how it runs."""
+def _field_key(one: Volume, plan: Plan, identity: Hashable, stop: Stop) -> Hashable | None:
+    """All that a field depends on: voxels, their place, the network and how it runs.
+
+    None of a frame of several that are not loaded, for nothing tells them apart.
+    """
+    settings = plan.settings
+    if is_loaded(one.data):
+        voxels: Hashable = _digest(one.data, stop)
+    elif plan.frames == 1:
+        voxels = plan.voxels
+    else:
+        return None
     return (
         voxels,
         one.grid.shape,
