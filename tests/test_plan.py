@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import shlex
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from in_a_file import InAFile
+from in_a_file import InAFile, in_planes
 
 from napari_arssr import _plan, cli, io
 from napari_arssr._layers import image_layer, volume_of_data
@@ -193,26 +192,6 @@ def test_a_layer_that_is_not_as_its_file_has_no_command(
 # Reading -----------------------------------------------------------------------------------
 
 
-class Slow:
-    """An array in a file, as zarr's: it is read where it is sliced."""
-
-    def __init__(self, data: Array, fails_at: int | None = None) -> None:
-        self._data = data
-        self._fails_at = fails_at
-        self.shape, self.dtype, self.ndim = data.shape, data.dtype, data.ndim
-        self.chunks = (2, *data.shape[1:])
-        self.asked: list[slice] = []
-        self.threads: set[int] = set()
-
-    def __getitem__(self, index: Any) -> Array:
-        self.asked.append(index)
-        self.threads.add(threading.get_ident())
-        part = index if isinstance(index, slice) else slice(index, index + 1)
-        if self._fails_at is not None and part.stop > self._fails_at:
-            raise OSError("the disk has gone")
-        return self._data[index]
-
-
 def lazy_plan(data: Any, tiny: Path) -> Plan:
     volume = Volume(data, Grid.from_spacing(data.shape[-3:], 1.0).affine, name="stack.zarr")
     return Plan(volume, Target(scale=1.5), settings=Settings(weights=tiny))
@@ -223,7 +202,7 @@ def test_what_is_still_in_a_file_is_read_chunk_by_chunk(
     tiny: Path, workshop: Workshop, kind: str
 ) -> None:
     data = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
-    slow = Slow(data)
+    slow = InAFile(data, chunk=2)
     lazy = {
         "zarr": lambda: slow,
         "dask": lambda: da.from_array(data),
@@ -241,7 +220,7 @@ def test_what_is_still_in_a_file_is_read_chunk_by_chunk(
 
 
 def test_reading_can_be_cancelled(tiny: Path, workshop: Workshop) -> None:
-    slow = Slow(np.zeros((6, 4, 4), np.float32))
+    slow = InAFile(np.zeros((6, 4, 4), np.float32), chunk=2)
     with pytest.raises(Cancelled):
         workshop.carry_out(lazy_plan(slow, tiny), quiet, lambda: bool(slow.asked))
     assert len(slow.asked) == 1
@@ -250,25 +229,12 @@ def test_reading_can_be_cancelled(tiny: Path, workshop: Workshop) -> None:
 def test_voxels_that_cannot_be_read_are_an_error_with_a_way_out(
     tiny: Path, workshop: Workshop
 ) -> None:
-    slow = Slow(np.zeros((6, 4, 4), np.float32), fails_at=4)
+    slow = InAFile(np.zeros((6, 4, 4), np.float32), chunk=2, fails_at=4)
     with pytest.raises(FileError, match=r"stack\.zarr.*OSError: the disk has gone.*still there"):
         workshop.carry_out(lazy_plan(slow, tiny), quiet, go_on)
     broken = da.from_delayed(__import__("dask").delayed(_fail)(), shape=(6, 4, 4), dtype=np.float32)
     with pytest.raises(FileError, match=r"ValueError: no such chunk"):
         workshop.carry_out(lazy_plan(broken, tiny), quiet, go_on)
-
-
-def in_planes(data: Array, read: list[int]) -> Any:
-    """A dask array, a plane a chunk, that keeps which planes are read."""
-
-    def plane(block_id: tuple[int, ...]) -> Array:
-        read.append(block_id[0])
-        return data[block_id[0] : block_id[0] + 1]
-
-    chunks = ((1,) * len(data), *((n,) for n in data.shape[1:]))
-    lazy = da.map_blocks(plane, chunks=chunks, dtype=data.dtype)
-    read.clear()  # dask has tried it
-    return lazy
 
 
 @pytest.fixture
@@ -681,17 +647,9 @@ def test_the_live_view_gets_the_field_of_the_run(
     assert len(encoded) == before
 
 
-def test_the_live_views_reading_can_be_stopped(
-    tiny: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_live_views_reading_can_be_stopped(tiny: Path, workshop: Workshop) -> None:
     read: list[int] = []
-
-    def plane(block_id: tuple[int, ...]) -> Array:
-        read.append(block_id[0])
-        return np.zeros((1, 6, 7), np.float32)
-
-    data = da.map_blocks(plane, chunks=((1,) * 50, (6,), (7,)), dtype=np.float32)
-    read.clear()  # dask has tried it
+    data = in_planes(np.zeros((50, 6, 7), np.float32), read)
     volume = volume_of_data(data, {"name": "huge"}, "image")
     lend = workshop.field(Plan(volume, Target(scale=1.0), settings=Settings(weights=tiny)))
     with pytest.raises(Cancelled), lend(lambda: len(read) >= 5):

@@ -29,6 +29,7 @@ import pint
 import psutil
 import pytest
 import torch
+from in_a_file import in_planes
 from napari.layers import Image
 from napari.utils import progress as activity
 from pytestqt.qtbot import QtBot
@@ -1300,14 +1301,8 @@ def test_what_is_too_large_to_load_is_run_on_in_a_box_and_seen_live(
 ) -> None:
     monkeypatch.setattr("napari_arssr.lazy.LARGE", 1_000)
     volume = a_volume((80, 40, 40))
-    read: set[int] = set()
-
-    def plane(block_id: tuple[int, ...]) -> npt.NDArray[Any]:
-        read.add(block_id[0])
-        return volume.data[block_id[0] : block_id[0] + 1]
-
-    lazy = da.map_blocks(plane, chunks=((1,) * 80, (40,), (40,)), dtype=np.float32)
-    layer = viewer.add_image(lazy, name="scan", contrast_limits=(0, 200))
+    read: list[int] = []
+    layer = viewer.add_image(in_planes(volume.data, read), name="scan", contrast_limits=(0, 200))
     widget.advanced.normalize.value = "none"  # else planes are read for the range of all
     viewer.dims.set_current_step(0, 70)
     viewer.scene.camera.zoom *= 4

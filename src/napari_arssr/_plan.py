@@ -364,17 +364,19 @@ class Workshop:
             return read_voxels(volume, report, stop), plan.settings.normalize
         if network is None or plan.frames > 1:
             return volume, plan.settings.normalize
-        return volume, self._range_of(plan, network, report, stop)
+        # As it is stored: along other axes each piece would be nearly all of the file.
+        stored = volume.in_storage_order()
+        return volume, self._range_of(stored, plan, network, report, stop)
 
-    def _range_of(self, plan: Plan, network: Loaded, report: VagueReport, stop: Stop) -> Normalizer:
-        """The range of a frame that is not loaded; the last one is kept."""
+    def _range_of(
+        self, frame: Volume, plan: Plan, network: Loaded, report: VagueReport, stop: Stop
+    ) -> Normalizer:
+        """The range of a plan's frame that is not loaded; the last one is kept."""
         method = plan.settings.normalize or network.normalization
         key = plan.voxels, method
         # The live view's thread, or the run's, may replace it at any moment.
         kept = self._range
         if kept is None or kept[0] != key:
-            # As it is stored: along other axes each piece would be nearly all of the file.
-            frame = plan.volume.frame(plan.frame or 0).in_storage_order()
             try:
                 kept = self._range = key, Normalizer.fit(frame.data, method, report, stop)
             except FileError as error:

@@ -233,13 +233,8 @@ def _encode(
     whole = whole and is_loaded(volume.data) and fits_whole(volume.grid, memory)
     # Still to come: the volume's spline coefficients and a chunk's activations; on the CPU also
     # the volume in network units, a slab of the result, and what is done beside it.
-    extra = _WORKSPACE
-    if whole:
-        extra += 4 * volume.grid.size
-    if there.type != "cuda":
-        extra += held
-        if whole:
-            extra += 4 * volume.grid.size
+    ready = bytes_ready(volume.grid) if whole else 0
+    extra = _WORKSPACE + (ready // 2 if there.type == "cuda" else ready + held)
     smaller = "smaller weights" if orientations == 1 else "fewer orientations"
     try:
         budget = _budget(there, memory, extra, least, smaller)

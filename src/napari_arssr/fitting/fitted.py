@@ -62,11 +62,10 @@ class FittedField(CubicField):
         self._mask = mask
         own = self.normalizer
         self._share = np.float32((normalizer.high - normalizer.low) / (own.high - own.low))
-        self._constant = float(base.data.min()) == float(base.data.max())
 
     @torch.inference_mode()
     def _chunk(self, request: Request, chunk: Box) -> npt.NDArray[np.float32]:
-        if self._constant:
+        if self._voxels.constant is not None:
             values = np.zeros(chunk.shape, dtype=np.float32)
         else:
             values = super()._chunk(request, chunk)
