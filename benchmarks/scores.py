@@ -37,9 +37,10 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError
 from napari_arssr.evaluation import psnr, ssim
 from napari_arssr.evaluation.back_projection import back_project
-from napari_arssr.evaluation.methods import file_sha256
+from napari_arssr.evaluation.methods import Measurement
 from napari_arssr.evaluation.protocol import Prepared, factors_of, make_case, prepare
 from napari_arssr.field import CubicField
+from napari_arssr.files import sha256_of
 from napari_arssr.volume import Triple, Volume
 
 SETS = ("brains_t1w/val", "lesion", "template", "thick_slices")
@@ -173,7 +174,7 @@ def score(rows: list[Row], prepared: Prepared, loaded: object, precision: str) -
     """Measure once, bring back by each row's method, compare."""
     high, mask, scanner = prepared.volume, prepared.mask, ScannerModel("gaussian")
     scale = factors(rows[0].scale, prepared)
-    low = make_case(prepared, scale, scanner, noise=rows[0].noise_percent).low
+    low = make_case(prepared, Measurement(scale, scanner, rows[0].noise_percent)).low
     restored: Volume | None = None
     for row in rows:
         started = time.perf_counter()
@@ -360,7 +361,7 @@ def _gain(value: dict[str, np.ndarray], method: str, over: str) -> tuple[str, st
 
 
 def _digest(name: str) -> str:
-    return file_sha256(weights.resolve(name))[:16]
+    return sha256_of(weights.resolve(name))[:16]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measured import measured
 from scipy import ndimage
 from tiny import save_tiny
 
@@ -19,16 +20,14 @@ from napari_arssr.cli import _parser, main
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation import pictures, psnr, scoring, ssim
-from napari_arssr.evaluation.methods import Machine, file_sha256, parse
+from napari_arssr.evaluation.methods import Machine, Measurement, parse
 from napari_arssr.evaluation.protocol import (
     factors_of,
     foreground,
-    make_case,
     parse_dataset,
     parse_datasets,
     parse_scanner,
     prepare,
-    scanner_text,
 )
 from napari_arssr.evaluation.rows import REFERENCE, Row, add_row, read_rows
 from napari_arssr.evaluation.running import Settings, evaluate
@@ -85,9 +84,8 @@ def run(settings, **options):
 
 
 def command(folder, out, *words, scales=("2",), metrics="psnr,ssim"):
-    data = [str(folder)] if folder else []
     words = ["--out", out, "--scales", *scales, "--metrics", metrics, *words]
-    return main(["evaluate", *data, *map(str, words)])
+    return main(["evaluate", str(folder), *map(str, words)])
 
 
 # ------------------------------------------------------------------------------- numbers
@@ -112,7 +110,7 @@ def test_a_row_holds_what_the_metrics_say(folder, tmp_path):
     assert row.ssim_mask == pytest.approx(ssim(high.data, result.data, mask=mask), abs=1e-6)
     # i, j, k: 28 voxels became round(28 / 2.5) = 11.
     assert row.true_scale == "2.5455x1x1"
-    assert row.volume_sha256 == file_sha256(folder / "sub-2.nii.gz")
+    assert row.volume_sha256 == io.content_sha256(folder / "sub-2.nii.gz")
     assert (row.dataset, row.scanner, row.device) == ("set", "gaussian:1", "cpu")
     assert "torch=" in row.versions
     assert row.seconds > 0
@@ -188,8 +186,8 @@ def test_what_a_row_holds_is_what_the_metrics_give(tmp_path):
     # Brighter than its reference, and flat in slices in which that is not.
     other = replace(truth, data=(truth.data * 1.5 + 40).astype(np.float32))
     other.data[20:22] = 300
-    (tmp_path / "theirs" / "x2").mkdir(parents=True)
-    io.write(tmp_path / "theirs" / "x2" / "a.nii.gz", other)
+    (tmp_path / "theirs" / "x2-kspace-1.3").mkdir(parents=True)
+    io.write(tmp_path / "theirs" / "x2-kspace-1.3" / "a.nii.gz", other)
     features, heads = random_state()
     torch.save(features | heads, tmp_path / "lpips.pth")
     model = lpips.load([tmp_path / "lpips.pth"])
@@ -230,6 +228,13 @@ def test_values_below_zero_are_no_background_by_their_sign(tmp_path):
     scores = np.where(inside, (ball.data - 600) / 200, 0).astype(np.float32)
     assert scores.min() < 0
     np.testing.assert_array_equal(foreground(scores), inside & (scores != 0))
+    # Splines ring around a brain, and above 0 as far as below.
+    ringing = ndimage.zoom(ball.data, 1.3, order=3)
+    assert ringing.min() < 0
+    solid = ndimage.zoom(inside.astype(float), 1.3, order=1) > 0.5
+    found = foreground(ringing)
+    assert np.count_nonzero(found & solid) > 0.97 * np.count_nonzero(solid)
+    assert np.count_nonzero(found & ~solid) < 0.15 * np.count_nonzero(solid)
     tomogram = np.where(inside, ball.data - 1000, -1024).astype(np.float32)
     assert tomogram.max() < 0
     np.testing.assert_array_equal(foreground(tomogram), inside)
@@ -254,6 +259,13 @@ def test_results_made_elsewhere_count_for_the_input_they_were_made_of(folder, tm
         True,
         False,
     }
+    # Nor do they count for another scanner model, or other noise.
+    outcome = run(replace(settings, noise=(0.0, 5.0), seed=1, scanner=ScannerModel("kspace")))
+    assert outcome.made == 0
+    assert {Path(one.reason.rstrip(".")).parent.name for one in outcome.skipped} == {
+        "x2-kspace-1",
+        "x2-kspace-1-noise5-seed1",
+    }
     # Cut, they were made of another volume than the LR one that is at hand.
     outcome = run(replace(settings, noise=(0.0,), crop=1, rows=tmp_path / "cut.csv"))
     assert all(math.isnan(row.consistency) for row in read_rows(tmp_path / "cut.csv"))
@@ -276,10 +288,11 @@ def test_metrics_are_never_added_to_what_another_version_measured(folder, tmp_pa
     run(replace(settings, metrics=("psi",)))
     for row in read_rows(settings.rows):
         assert {*QUICK, "psi"} <= row.attempted or row.method == REFERENCE
-        assert row.versions != "napari-arssr=0.0.1" or row.method == REFERENCE
+        assert row.versions != "napari-arssr=0.0.1"
     for row in read_rows(settings.rows)[-1:]:
-        measured = "psnr ssim consistency psi lpips"
-        old = replace(row, versions="napari-arssr=0.0.1", metrics=measured, lpips=0.1)
+        attempted = "psnr ssim consistency psi lpips"
+        measured_with = {"metrics": attempted, "lpips": 0.1, "lpips_sha256": "a digest"}
+        old = replace(row, versions="napari-arssr=0.0.1", **measured_with)
         add_row(settings.rows, old)
     cubic = type(parse("cubic"))
     ran, once = [], cubic.run
@@ -287,10 +300,73 @@ def test_metrics_are_never_added_to_what_another_version_measured(folder, tmp_pa
         patch.setattr(cubic, "run", lambda *given: ran.append(0) or once(*given))
         outcome = run(replace(settings, metrics=("psnr", "lpc-si")))
     assert len(ran) == 1  # for the other volume: that it cannot be done is known beforehand
-    assert any("lpips too, which is not available here" in one.reason for one in outcome.skipped)
+    assert any(
+        "lpips too, which is not available here as it was" in one.reason for one in outcome.skipped
+    )
     assert read_rows(settings.rows)[-1].lpips == 0.1
     group = groups(read_rows(settings.rows))[0]
     assert "Of more than one set of versions: cubic." in tables(group)[0].notes
+
+
+def test_the_references_own_row_is_not_mixed_of_versions(folder, tmp_path):
+    settings = settings_for(folder, tmp_path, methods=[parse("cubic")], scales=[2.0])
+    run(replace(settings, metrics=("lpc-si",)))
+    own = [row for row in read_rows(settings.rows) if row.method == REFERENCE]
+    for row in own:
+        add_row(settings.rows, replace(row, versions="napari-arssr=0.0.1", lpc_si=9.0))
+    run(replace(settings, metrics=("psi",)))
+    for row in read_rows(settings.rows):
+        if row.method == REFERENCE:
+            assert "torch=" in row.versions
+            assert row.lpc_si < 1
+            assert {"psi", "lpc-si"} <= row.attempted
+
+
+def test_what_two_runs_measure_at_once_comes_into_one_row(tmp_path):
+    rows = tmp_path / "rows.csv"
+    alike = {"dataset": "a", "volume": "v", "scale": "2", "method": "cubic", "versions": "x=1"}
+    begun = Row(**alike, metrics="psnr", psnr=30.0, seconds=2.0)
+    add_row(rows, begun)
+    told = {"lpips": 0.2, "lpips_sha256": "b", "lpips_left_out": 3}
+    add_row(rows, replace(begun, metrics="psnr lpips psi", impossible="psi: too small", **told))
+    # The other began before that was there.
+    stands = add_row(rows, replace(begun, metrics="psnr ssim", psnr=31.0, ssim=0.9))
+    assert read_rows(rows)[0].attempted == {"psnr", "ssim", "lpips", "psi"}
+    assert stands.key == read_rows(rows)[0].key
+    assert (stands.psnr, stands.ssim, stands.lpips, stands.lpips_left_out) == (31.0, 0.9, 0.2, 3)
+    assert (stands.lpips_sha256, stands.reasons) == ("b", {"psi": "too small"})
+    # What other versions measured is not mixed with it.
+    newer = add_row(rows, replace(begun, versions="x=2"))
+    assert newer.attempted == {"psnr"}
+    assert len(read_rows(rows)) == 1
+
+
+def test_asking_only_for_what_cannot_be_had_ends_before_any_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ants", None)
+    settings = settings_for(folder, tmp_path, methods=[parse("cubic")], metrics=("lpips", "dice"))
+    with pytest.raises(UsageError, match="Nothing to score: lpips and dice cannot be had here"):
+        run(settings)
+    assert not settings.rows.exists()
+
+
+def test_data_swallowed_by_an_option_are_not_taken_for_none(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(folder, out, "--methods", "cubic", metrics="psnr") == 0
+    capsys.readouterr()
+    words = ["evaluate", "--out", str(out), "--methods", "cubic", str(folder)]
+    assert main(words) == 2
+    assert "--methods is of no use without data to score" in capsys.readouterr().err
+    assert main(["evaluate", "--out", str(out), "--quiet"]) == 0
+
+
+def test_a_pair_of_files_has_the_digest_of_both(tmp_path):
+    io.write(tmp_path / "a.img", brain())
+    before = io.content_sha256(tmp_path / "a.img")
+    header = bytearray((tmp_path / "a.hdr").read_bytes())
+    header[148] ^= 1  # descrip
+    (tmp_path / "a.hdr").write_bytes(header)
+    assert io.content_sha256(tmp_path / "a.img") != before
+    assert io.content_sha256(tmp_path / "a.hdr") == io.content_sha256(tmp_path / "a.img")
 
 
 def test_pictures_are_of_the_first_volume_that_could_be_scored(folder, tmp_path):
@@ -338,12 +414,12 @@ def test_a_path_with_an_equals_sign_is_a_path(folder, tmp_path):
 
 def test_cubic_corner_is_the_published_zoom(folder):
     prepared = prepare("set", folder / "sub-1.nii.gz")
-    case = make_case(prepared, 2.0, parse_scanner("cubic-corner"))
+    case = measured(prepared, 2.0, parse_scanner("cubic-corner"))
     expected = ndimage.zoom(prepared.volume.data, 0.5, order=3)
     assert np.abs(case.low.data - expected).max() < 0.02
     # and is taken for what it is not: the span of the outer faces
     assert case.low.grid == prepared.volume.grid.scaled(0.5)
-    aligned = make_case(prepared, 2.0, parse_scanner("cubic"))
+    aligned = measured(prepared, 2.0, parse_scanner("cubic"))
     assert np.abs(aligned.low.data - expected).max() > 20
 
 
@@ -365,7 +441,7 @@ def test_the_misaligned_protocol_costs_cubic_interpolation(folder, tmp_path):
 
 @pytest.mark.parametrize("text", ["gaussian:1", "slice-profile:1.2", "kspace:1", "cubic"])
 def test_scanner_models_are_stated_as_they_are_asked_for(text):
-    assert scanner_text(parse_scanner(text)) == text
+    assert parse_scanner(text).text == text
     assert parse_scanner("gaussian") == ScannerModel("gaussian")
 
 
@@ -379,16 +455,16 @@ def test_an_unknown_scanner_model_is_said(text, message):
 
 def test_sizes_that_do_not_divide_keep_the_span(folder):
     prepared = prepare("set", folder / "sub-1.nii.gz")
-    case = make_case(prepared, 2.5, ScannerModel("gaussian"))
+    case = measured(prepared, 2.5, ScannerModel("gaussian"))
     assert case.low.grid.shape == (10, 10, 11)  # 24, 26, 28 over 2.5, half up
     assert case.low.grid.extent == pytest.approx(prepared.volume.grid.extent)
 
 
 def test_noise_is_the_same_for_every_method_and_of_the_stated_size(folder):
     prepared = prepare("set", folder / "sub-1.nii.gz")
-    clean = make_case(prepared, 2.0, ScannerModel("gaussian")).low.data
-    noisy = make_case(prepared, 2.0, ScannerModel("gaussian"), noise=5, seed=3).low.data
-    again = make_case(prepared, 2.0, ScannerModel("gaussian"), noise=5, seed=3).low.data
+    clean = measured(prepared, 2.0, ScannerModel("gaussian")).low.data
+    noisy = measured(prepared, 2.0, ScannerModel("gaussian"), noise=5, seed=3).low.data
+    again = measured(prepared, 2.0, ScannerModel("gaussian"), noise=5, seed=3).low.data
     assert (noisy == again).all()
     sigma = 0.05 * np.ptp(prepared.volume.data)
     assert (noisy - clean).std() == pytest.approx(sigma, rel=0.05)
@@ -398,8 +474,8 @@ def test_thick_slices_are_not_measured_again_where_that_is_asked(tmp_path):
     thick = Volume(brain().data, np.diag([1.0, 1.0, 4.0, 1.0]))
     io.write(tmp_path / "a.nii", thick)
     prepared = prepare("set", tmp_path / "a.nii")
-    case = make_case(prepared, 2.0, ScannerModel("gaussian"), keep_thick=True)
-    assert case.factors == (1.0, 2.0, 2.0)
+    case = measured(prepared, 2.0, ScannerModel("gaussian"), keep_thick=True)
+    assert case.measurement.factors == (1.0, 2.0, 2.0)
     assert case.low.grid.shape == (24, 13, 14)
 
 
@@ -579,7 +655,7 @@ def test_a_baseline_refines_cubic_interpolation_at_its_own_scales(folder, tmp_pa
     method = parse(str(weights))
     assert (method.name, method.network) == ("SRCNN3D", "baseline SRCNN3D")
     prepared = prepare("set", folder / "sub-1.nii.gz")
-    case = make_case(prepared, 2.0, ScannerModel("gaussian"))
+    case = measured(prepared, 2.0, ScannerModel("gaussian"))
     result, device, precision = method.run(case, Machine(), lambda: False)
     assert (device, precision) == ("cpu", "float32")
     low, high = case.low.data.min(), case.low.data.max()
@@ -588,19 +664,19 @@ def test_a_baseline_refines_cubic_interpolation_at_its_own_scales(folder, tmp_pa
         expected = low + (high - low) * model(torch.from_numpy(cubic)[None])[0].numpy()
     assert np.abs(result.data - expected).max() < 1e-3 * (high - low)
     assert result.grid == prepared.volume.grid
-    assert method.digest("", (2, 2, 2), 0.0) == file_sha256(weights / "a.safetensors")
-    assert method.digest("", (3, 3, 3), 0.0) == file_sha256(weights / "b.safetensors")
+    assert method.digest("", Measurement((2, 2, 2))) == io.content_sha256(weights / "a.safetensors")
+    assert method.digest("", Measurement((3, 3, 3))) == io.content_sha256(weights / "b.safetensors")
     with pytest.raises(UsageError, match=r"no weights for scale 2\.5, only for 2, 3"):
-        method.digest("", (2.5, 2.5, 2.5), 0.0)
+        method.digest("", Measurement((2.5, 2.5, 2.5)))
 
 
 def test_weights_are_read_before_the_clock_runs(folder, tmp_path):
     write_baseline(tmp_path / "a.safetensors", "DCSRN", (2, 2, 2))
     save(tmp_path / "b.safetensors", ArSSR(TINY), Card(TINY), torch.float32)
-    case = make_case(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
+    case = measured(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
     for name in ("a.safetensors", "b.safetensors", "b.safetensors+consistency"):
         method = parse(f"{tmp_path}/{name}")
-        method.ready(case.factors)
+        method.ready(case.measurement.factors)
         for path in tmp_path.glob("*.safetensors"):
             path.rename(path.with_suffix(".away"))
         result, _, _ = method.run(case, Machine(), lambda: False)
@@ -631,7 +707,7 @@ def test_an_arssr_network_runs_under_any_name_and_with_consistency(folder, tmp_p
     assert [m.name for m in methods] == ["tiny", "other", "tiny+consistency"]
     assert methods[0].network == "ArSSR RDN with published decoder"
     prepared = prepare("set", folder / "sub-1.nii.gz")
-    case = make_case(prepared, 2.0, ScannerModel("gaussian"))
+    case = measured(prepared, 2.0, ScannerModel("gaussian"))
     plain, _, _ = methods[0].run(case, Machine(), lambda: False)
     assert (plain.data == upsample(case.low, shape=case.grid.shape, weights=path).data).all()
     step, _, _ = methods[2].run(case, Machine(), lambda: False)
@@ -654,7 +730,7 @@ def test_an_arssr_network_is_scored_as_the_mean_of_its_orientations(folder, tmp_
     assert parse(f"three={path}+orientations:3").name == "three"
     assert parse(f"{path}+consistency+orientations:3").recipe == both.recipe
     assert len({m.recipe for m in (plain, mean, both)}) == 3
-    case = make_case(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
+    case = measured(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
     for method, options in (
         (mean, {}),
         (both, {"consistency": ScannerModel("gaussian")}),
@@ -675,7 +751,7 @@ def test_weights_run_with_the_normalisation_of_their_training(folder, tmp_path):
     save(path, ArSSR(TINY), card, torch.float32)
     from napari_arssr import upsample
 
-    case = make_case(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
+    case = measured(prepare("s", folder / "sub-1.nii.gz"), 2.0, ScannerModel("gaussian"))
     result, _, _ = parse(str(path)).run(case, Machine(), lambda: False)
     same = upsample(case.low, shape=case.grid.shape, weights=path, normalize="minmax")
     other = upsample(case.low, shape=case.grid.shape, weights=path, normalize="percentile")
@@ -742,7 +818,7 @@ def test_results_made_elsewhere_are_scored_where_they_lie(folder, tmp_path):
     (row,) = read_rows(settings.rows)
     assert row.volume == "sub-1.nii.gz"
     assert row.psnr_mask == pytest.approx(20 * math.log10(np.ptp(truth.data) / 5), abs=1e-3)
-    assert row.weights_sha256 == file_sha256(results / "x2" / "sub-1.nii")
+    assert row.weights_sha256 == io.content_sha256(results / "x2" / "sub-1.nii")
     reasons = {(s.volume, s.scale): s.reason for s in outcome.skipped}
     assert "does not lie on its reference" in reasons["sub-2.nii.gz", "2"]
     assert "has 28 × 26 × 23 voxels and its reference 28 × 26 × 24" in reasons["sub-1.nii.gz", "3"]
@@ -1175,7 +1251,7 @@ def test_a_metric_that_does_not_exist_for_a_volume_is_named_and_the_others_are_t
 def test_wrong_use_is_one_sentence(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    metrics = [] if "--metrics" in words else ["--metrics", "psnr"]
+    metrics = ["--metrics", "psnr"] if words and "--metrics" not in words else []
     try:
         status = main(["evaluate", *words, "--out", "out", *metrics])
     except SystemExit as ended:  # what argparse refuses
@@ -1263,7 +1339,7 @@ def test_the_command_makes_rows_tables_figures_and_a_report(folder, tmp_path, ca
     assert str(tmp_path) not in (out / "settings.json").read_text()
     for path in ("tables.md", "tables.tex", "report.html", "settings.json"):
         (out / path).unlink()
-    assert command(None, out) == 0  # again from the rows alone
+    assert main(["evaluate", "--out", str(out)]) == 0  # again from the rows alone
     assert (out / "tables.md").read_text() == tables
 
 
@@ -1317,7 +1393,7 @@ def test_help_names_every_metric(capsys):
 def test_grids_of_results_are_those_of_references(folder):
     prepared = prepare("set", folder / "sub-1.nii.gz", crop=2)
     for scale in (2.0, 2.7, (1.0, 3.0, 1.5)):
-        case = make_case(prepared, scale, ScannerModel("gaussian"))
+        case = measured(prepared, scale, ScannerModel("gaussian"))
         for method in (parse("cubic"), parse("back-projection:2")):
             result, _, _ = method.run(case, Machine(), lambda: False)
             assert result.grid == prepared.volume.grid

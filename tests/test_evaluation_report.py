@@ -6,6 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from measured import measured
 from PIL import Image
 from scipy.stats import wilcoxon
 
@@ -15,7 +16,7 @@ from napari_arssr.evaluation import pictures
 from napari_arssr.evaluation.charts import Series, line_chart
 from napari_arssr.evaluation.methods import scale_text
 from napari_arssr.evaluation.montage import Panel, Window, choose_window, montage
-from napari_arssr.evaluation.protocol import make_case, prepare
+from napari_arssr.evaluation.protocol import prepare
 from napari_arssr.evaluation.rows import REFERENCE, Row, add_row
 from napari_arssr.evaluation.tables import groups, tables
 from napari_arssr.volume import Volume
@@ -43,6 +44,19 @@ def table(found, number="2"):
 GOOD = [31.2, 33.1, 30.7, 34.0, 32.2, 31.9, 33.3, 32.8]
 FAIR = [31.0, 32.4, 30.8, 33.1, 31.7, 31.2, 33.0, 32.1]
 POOR = [28.0, 29.0, 27.5, 30.1, 28.8, 28.1, 29.9, 29.3]
+
+
+def test_slices_that_no_method_is_scored_in_are_counted():
+    rows = [
+        row(method, volume, 30.0, psi=0.2, psi_left_out=10 + number, cores=2 + number)
+        for method in ("cubic", "theirs")
+        for number, volume in enumerate(VOLUMES[:3])
+    ]
+    notes = {made.title: made.notes for made in tables(groups(rows)[0])}
+    sharp = notes["sharpness without a reference"]
+    assert any("PSI: 10 to 12 slices of a volume left out" in note for note in sharp)
+    assert "Of more than one number of processor cores: cubic, theirs." in sharp
+    assert not any("slices" in note for note in notes["fidelity"])
 
 
 def test_a_table_holds_means_and_deviations_and_marks_the_best():
@@ -445,8 +459,8 @@ def test_slices_lie_alike_whatever_the_order_of_a_file(tmp_path):
         path = tmp_path / f"{number}.nii"
         io.write(path, replace(volume, data=np.ascontiguousarray(volume.data), metadata={}))
         prepared = prepare("set", path)
-        case = make_case(prepared, 2.0, ScannerModel("gaussian"))
-        found = row("a", path.name, 1.0, scale_text(case.factors))
+        case = measured(prepared, 2.0, ScannerModel("gaussian"))
+        found = row("a", path.name, 1.0, scale_text(case.measurement.factors))
         place = pictures.folder_of(tmp_path, found)
         pictures.save_reference(place, prepared)
         pictures.save_input(tmp_path, found, case)
@@ -469,7 +483,7 @@ def test_the_input_is_drawn_as_the_voxels_that_were_measured(tmp_path):
     data = np.random.default_rng(0).random((9, 10, 12)).astype(np.float32) + 1
     io.write(tmp_path / "a.nii", Volume(data, np.eye(4)))
     prepared = prepare("set", tmp_path / "a.nii")
-    case = make_case(prepared, (1.0, 2.0, 3.0), ScannerModel("gaussian"))
+    case = measured(prepared, (1.0, 2.0, 3.0), ScannerModel("gaussian"))
     found = row("a", "a.nii", 1.0, "3x2x1")
     place = pictures.folder_of(tmp_path, found)
     pictures.save_reference(place, prepared)
@@ -558,7 +572,7 @@ def test_the_report_draws_what_is_kept(tmp_path):
     (tmp_path / "data").mkdir()
     io.write(tmp_path / "data" / "v.nii", Volume(data, np.eye(4)))
     prepared = prepare("set", tmp_path / "data" / "v.nii")
-    case = make_case(prepared, 2.0, ScannerModel("gaussian"))
+    case = measured(prepared, 2.0, ScannerModel("gaussian"))
     album = tmp_path / "pictures"
     pictures.save_reference(pictures.folder_of(album, row("", "v.nii", 1.0)), prepared)
     for method in ("one", "two"):

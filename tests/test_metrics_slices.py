@@ -2,15 +2,18 @@ import http.server
 import os
 import pickle
 import sys
+import tempfile
 import threading
 import types
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from napari_arssr import io
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.download import RemoteFile
 from napari_arssr.errors import FileError, UsageError
@@ -491,8 +494,6 @@ def test_ants_gets_the_volume_where_it_lies(ants):
 
 
 def test_priors_give_six_regions_and_must_lie_on_the_volume(ants, tmp_path):
-    from napari_arssr import io
-
     random = np.random.default_rng(0)
     maps = random.random((6, 5, 6, 7)).astype(np.float32)
     for number, data in enumerate(maps):
@@ -549,6 +550,35 @@ def test_real_ants_segments_a_cut_volume_alike_every_time(tmp_path):
     found = [segmentation.segment(part, part.data > 0, cut) for _ in range(2)]
     assert set(np.unique(found[0])) == set(range(7))
     np.testing.assert_array_equal(*found)
+
+
+def test_a_registration_that_fails_is_one_volume_skipped_and_leaves_no_files(
+    ants, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = []
+
+    def fail(**_options):
+        left.append(Path(tempfile.mktemp()))
+        left[0].write_bytes(b"a field")
+        raise ValueError("moving image has NaNs")
+
+    ants.registration = fail
+    volume = Volume(np.ones((4, 4, 4), dtype=np.float32), np.eye(4), name="v.nii")
+    priors = segmentation.Priors((volume,) * 6, volume)
+    with pytest.raises(segmentation.SegmentationFailed, match=r"v\.nii: ANTs .*has NaNs"):
+        segmentation.segment(volume, volume.data > 0, priors)
+    assert len(left) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert tempfile.tempdir == str(tmp_path)
+
+
+def test_priors_that_ants_cannot_take_are_named_before_any_work(tmp_path):
+    for number in range(6):
+        data = np.full((4, 5, 6), np.nan if number == 3 else 1, dtype=np.float32)
+        io.write(tmp_path / f"prior{number}.nii.gz", Volume(data, np.eye(4)))
+    with pytest.raises(FileError, match=r"prior3\.nii\.gz: ANTs needs"):
+        segmentation.Priors.read(tmp_path)
 
 
 def test_what_ants_cannot_segment_is_named(ants):

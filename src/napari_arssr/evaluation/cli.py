@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
     from napari_arssr.evaluation.scoring import Tools
 
 __all__ = ["add_evaluate"]
+
+_OF_A_RUN = (
+    "methods",
+    "scales",
+    "scanner",
+    "noise",
+    "seed",
+    "keep_thick",
+    "crop",
+    "masks",
+    "metrics",
+    "lpips_weights",
+    "priors",
+)
 
 _EPILOG = """\
 methods ([NAME=]SOURCE[+orientations:N][+consistency]):
@@ -56,7 +71,7 @@ def add_evaluate(commands: Any) -> None:
     _add_metrics(command)
     _add_report(command)
     _add_machine(command)
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=partial(_evaluate, command))
 
 
 def _add_places(command: argparse.ArgumentParser) -> None:
@@ -174,7 +189,9 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def _evaluate(command: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if not options.data:
+        _check_is_no_run(options, command)
     rows = options.rows or options.out / "rows.csv"
     if rows.suffix.lower() not in (".csv", ".parquet"):
         raise UsageError(f"{rows}: rows are kept in a file that ends in .csv or .parquet.")
@@ -195,6 +212,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         made = [rows] if options.data else []
         print(f"Wrote {', '.join(map(str, [*made, *pages]))}.")
     return 1 if skipped else 0
+
+
+def _check_is_no_run(options: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+    """Without data tables are made again: what only a run heeds was meant for one."""
+    for name in _OF_A_RUN:
+        if getattr(options, name) != command.get_default(name):
+            word = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{word} is of no use without data to score; name folders or files before it, for "
+                f"all words after {word} are its own."
+            )
 
 
 def _run(options: argparse.Namespace, rows: Path) -> int:

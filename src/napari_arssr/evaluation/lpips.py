@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from napari_arssr import download
+from napari_arssr.devices import float32_means_float32
 from napari_arssr.download import NotFetched, Progress, RemoteFile
 from napari_arssr.errors import FileError
 from napari_arssr.evaluation.slices import SliceScores
@@ -161,8 +162,8 @@ def lpips_slices(
                 torch.from_numpy(np.ascontiguousarray(volume[part])).to(device) * 2 - 1
                 for volume in (one, other)
             ]
-            with torch.inference_mode():
-                scores[part] = model(*tensors).double().cpu().numpy()
+            with torch.inference_mode(), float32_means_float32():
+                scores[part] = model(*tensors).cpu().numpy()
         found.append(scores)
     return SliceScores(*found)
 

@@ -7,7 +7,8 @@ SOURCE one of
 - weights of an ArSSR network: a registered name or a file,
 - weights of a baseline, which knows one scale: files joined by commas, or a folder of them,
 - a folder of results that another program made: ``FOLDER/x2/sub-01.nii.gz`` for scale 2,
-  ``x1x1x4`` for 1,1,4 along i, j, k.
+  ``x1x1x4`` for 1,1,4 along i, j, k; another scanner model than the default, noise and its seed
+  stand in the folder's name too (:attr:`Measurement.name`).
 
 ``+orientations:N`` makes it the mean of an ArSSR network's results in 3, 6 or 12 orientations,
 ``+consistency`` adds one step of back-projection to a network's result.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +32,6 @@ from napari_arssr import io
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, OutOfMemory, UsageError
 from napari_arssr.evaluation.rows import RESULTS
-from napari_arssr.files import sha256_of
 from napari_arssr.memory import for_work
 from napari_arssr.volume import Box, Grid, Triple, Volume
 from napari_arssr.watching import Stop, never
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Case",
     "Machine",
+    "Measurement",
     "Method",
-    "file_sha256",
     "name_and_source",
     "named_apart",
     "parse",
@@ -71,6 +71,39 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """How an LR volume is made of a reference.
+
+    Parameters
+    ----------
+    factors : three floats
+        The scale that is asked for, (z, y, x).
+    scanner : ScannerModel
+    noise : float
+        Standard deviation, per cent of the reference's range.
+    seed : int
+        Of the noise; 0 where there is none.
+    """
+
+    factors: Triple
+    scanner: ScannerModel = field(default_factory=ScannerModel)
+    noise: float = 0.0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """For folders: ``x2``, and what is not the protocol's default: ``x2-kspace-1-noise5``."""
+        words = [f"x{scale_text(self.factors)}"]
+        if self.scanner != ScannerModel():
+            words.append(self.scanner.text.replace(":", "-"))
+        if self.noise:
+            words.append(f"noise{self.noise:g}")
+        if self.seed:
+            words.append(f"seed{self.seed}")
+        return "-".join(words)
+
+
+@dataclass(frozen=True)
 class Case:
     """One LR volume to be brought back.
 
@@ -79,27 +112,21 @@ class Case:
     low : Volume
     grid : Grid
         Of the reference, which the result is to have.
-    factors : three floats
-        The scale that was asked for, (z, y, x).
-    scanner : ScannerModel
+    measurement : Measurement
         What made ``low``.
     name : str
         File of the reference.
     whole : Grid
         Of the reference before it was cut, and the part that is left.
     box : Box
-    noise : float
-        In ``low``, per cent of the reference's range.
     """
 
     low: Volume
     grid: Grid
-    factors: Triple
-    scanner: ScannerModel
+    measurement: Measurement
     name: str
     whole: Grid
     box: Box
-    noise: float = 0.0
 
 
 class Method(Protocol):
@@ -127,7 +154,7 @@ class Method(Protocol):
         So the time of :meth:`run` is that of the work alone.
         """
 
-    def digest(self, name: str, factors: Triple, noise: float) -> str:
+    def digest(self, name: str, measurement: Measurement) -> str:
         """SHA-256 of the weights (or the result) for one case, empty where there is none.
 
         Raises
@@ -144,14 +171,6 @@ def scale_text(factors: Sequence[float]) -> str:
     """``2.5``, or ``1x1x4`` along i, j, k, of a scale (z, y, x)."""
     values = [f"{k:g}" for k in reversed(factors)]
     return values[0] if len(set(values)) == 1 else "x".join(values)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def name_and_source(text: str) -> tuple[str, str]:
@@ -244,7 +263,7 @@ class _Cubic:
     def ready(self, _factors: Triple) -> None:
         import_module("napari_arssr.field")
 
-    def digest(self, _name: str, _factors: Triple, _noise: float) -> str:
+    def digest(self, _name: str, _measurement: Measurement) -> str:
         return ""
 
     def run(self, case: Case, _machine: Machine, stop: Stop) -> tuple[Volume, str, str]:
@@ -267,13 +286,13 @@ class _BackProjection:
     def ready(self, _factors: Triple) -> None:
         import_module("napari_arssr.evaluation.back_projection")
 
-    def digest(self, _name: str, _factors: Triple, _noise: float) -> str:
+    def digest(self, _name: str, _measurement: Measurement) -> str:
         return ""
 
     def run(self, case: Case, _machine: Machine, _stop: Stop) -> tuple[Volume, str, str]:
         from napari_arssr.evaluation.back_projection import back_project
 
-        result = back_project(case.low, case.grid, case.scanner, steps=self.steps)
+        result = back_project(case.low, case.grid, case.measurement.scanner, steps=self.steps)
         return result, "cpu", "float32"
 
 
@@ -313,12 +332,12 @@ class _Network:
         import_module("napari_arssr.upsampling")
         self.loaded  # noqa: B018 - reads the weights
 
-    def digest(self, _name: str, _factors: Triple, _noise: float) -> str:
+    def digest(self, _name: str, _measurement: Measurement) -> str:
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        return file_sha256(self.path)
+        return io.content_sha256(self.path)
 
     def run(self, case: Case, machine: Machine, stop: Stop) -> tuple[Volume, str, str]:
         from napari_arssr.upsampling import upsample
@@ -346,7 +365,7 @@ class _Scale:
 
     @cached_property
     def digest(self) -> str:
-        return file_sha256(self.path)
+        return io.content_sha256(self.path)
 
     @cached_property
     def model(self) -> Regressor:
@@ -375,8 +394,8 @@ class _Baseline:
         import_module("napari_arssr.field")
         self._at(factors).model  # noqa: B018 - reads the weights
 
-    def digest(self, _name: str, factors: Triple, _noise: float) -> str:
-        return self._at(factors).digest
+    def digest(self, _name: str, measurement: Measurement) -> str:
+        return self._at(measurement.factors).digest
 
     def _at(self, factors: Triple) -> _Scale:
         for scale in self.scales:
@@ -392,7 +411,7 @@ class _Baseline:
         from napari_arssr.field import CubicField
         from napari_arssr.normalization import Normalizer
 
-        scale = self._at(case.factors)
+        scale = self._at(case.measurement.factors)
         normalizer = Normalizer.fit(case.low.data, scale.card.config.normalization)
         interpolated = CubicField(case.low).sample(case.grid, stop=stop)
         device = choose_device(machine.device)
@@ -512,14 +531,14 @@ class _Consistent:
         import_module("napari_arssr.consistency")
         self.inner.ready(factors)
 
-    def digest(self, name: str, factors: Triple, noise: float) -> str:
-        return self.inner.digest(name, factors, noise)
+    def digest(self, name: str, measurement: Measurement) -> str:
+        return self.inner.digest(name, measurement)
 
     def run(self, case: Case, machine: Machine, stop: Stop) -> tuple[Volume, str, str]:
         from napari_arssr.consistency import Consistency
 
         result, device, precision = self.inner.run(case, machine, stop)
-        step = Consistency(case.low, case.grid, case.grid.box, case.scanner)
+        step = Consistency(case.low, case.grid, case.grid.box, case.measurement.scanner)
         data = np.concatenate(list(step.correct([result.data])))
         return replace(result, data=data), device, precision
 
@@ -569,11 +588,11 @@ class _Results:
     def ready(self, _factors: Triple) -> None:
         return
 
-    def digest(self, name: str, factors: Triple, noise: float) -> str:
-        return file_sha256(self._path(name, factors, noise))
+    def digest(self, name: str, measurement: Measurement) -> str:
+        return io.content_sha256(self._path(name, measurement))
 
     def run(self, case: Case, _machine: Machine, _stop: Stop) -> tuple[Volume, str, str]:
-        path = self._path(case.name, case.factors, case.noise)
+        path = self._path(case.name, case.measurement)
         volume = io.read(path)
         if volume.data.ndim != 3 or volume.grid.shape != case.whole.shape:
             raise UsageError(
@@ -589,10 +608,8 @@ class _Results:
         cut = volume.crop(case.box)
         return replace(cut, data=cut.data.astype(np.float32), affine=case.grid.affine), "", ""
 
-    def _path(self, name: str, factors: Triple, noise: float) -> Path:
-        # A result of one input says nothing of another.
-        noisy = f"-noise{noise:g}" if noise else ""
-        folder = Path(self.folder) / f"x{scale_text(factors)}{noisy}"
+    def _path(self, name: str, measurement: Measurement) -> Path:
+        folder = Path(self.folder) / measurement.name  # a result of one says nothing of another
         tried = list(self._candidates(folder, name))
         for path in tried:
             if path.is_file():

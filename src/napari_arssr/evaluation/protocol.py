@@ -24,7 +24,7 @@ from napari_arssr import io
 from napari_arssr.choices import ScannerKind
 from napari_arssr.degradation import ScannerModel, with_noise
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.evaluation.methods import Case, file_sha256, name_and_source, scale_text
+from napari_arssr.evaluation.methods import Case, Measurement, name_and_source, scale_text
 from napari_arssr.evaluation.rows import counted
 from napari_arssr.interpolation import spline_matrix
 from napari_arssr.normalization import Normalizer
@@ -42,7 +42,6 @@ __all__ = [
     "parse_datasets",
     "parse_scanner",
     "prepare",
-    "scanner_text",
 ]
 
 Mask = npt.NDArray[np.bool_]
@@ -52,6 +51,8 @@ CORNER = "cubic-corner"
 
 _HEAD = 0.1  # of the range: what is brighter is no background, where that is not 0
 _BACKGROUND = 0.5  # share of other voxels beyond which the volume is not skull-stripped
+_RINGING = 0.2  # of the largest value: a cubic spline undershoots a step by 0.13 of its height
+_NEXT_WAVE = 0.3  # of that: the spline's waves decay by 2 - sqrt(3), 0.27, a voxel
 _THICK = 2.0  # times the finest voxel side
 _SAME_PLACE = 0.01  # voxels
 
@@ -61,6 +62,11 @@ class CornerAligned(ScannerModel):
     """Cubic interpolation from first to last voxel centre: the published, misaligned protocol."""
 
     kind: ScannerKind = "cubic"
+
+    @property
+    def text(self) -> str:
+        """What :func:`parse_scanner` makes it of again."""
+        return CORNER
 
     def matrix(self, high: int, low: int) -> npt.NDArray[np.float32]:
         """The measurement along one axis, (low, high)."""
@@ -80,11 +86,6 @@ def parse_scanner(text: str) -> ScannerModel:
     if text == CORNER:
         return CornerAligned()
     return ScannerModel.parse(text)
-
-
-def scanner_text(scanner: ScannerModel) -> str:
-    """The same as text, for rows."""
-    return CORNER if isinstance(scanner, CornerAligned) else scanner.text
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def prepare(
     return Prepared(
         dataset,
         path,
-        file_sha256(path),
+        io.content_sha256(path),
         cut,
         np.ascontiguousarray(mask[box.slices]),
         source,
@@ -248,12 +249,15 @@ def prepare(
 def foreground(data: npt.NDArray[np.float32]) -> Mask:
     """Where a volume is not background.
 
-    Above 0 where that is at most half of it, as in skull-stripped brains. With values below 0,
-    as of z-scores, what differs from the commonest value, where at least half of it has that.
-    Else above a tenth of the range.
+    Above 0 where that is at most half of it, as in skull-stripped brains. Values that are below 0
+    by less than a fifth of the largest are ringing, as resampling by splines leaves it, and above
+    0 its next wave is no brain either. With values further below 0, as of z-scores, what differs
+    from the commonest value, where at least half of it has that. Else above a tenth of the range.
     """
-    mask: Mask = data > 0
-    if data.min() < 0:
+    lowest = float(data.min())
+    if lowest >= -_RINGING * float(data.max()):
+        mask: Mask = data > _NEXT_WAVE * max(-lowest, 0.0)
+    else:
         values, counts = np.unique(data, return_counts=True)
         mask = data != values[counts.argmax()]
     if mask.mean() > _BACKGROUND:
@@ -281,7 +285,7 @@ def _read_mask(folder: Path, path: Path, grid: Grid) -> tuple[Mask, str]:
     wrong = int(np.count_nonzero(~np.isfinite(mask.data)))
     if wrong:  # neither inside nor outside
         raise UsageError(f"{found}: not finite in {counted(wrong, 'voxel')}; fill them first.")
-    return np.asarray(mask.data != 0), f"sha256:{file_sha256(found)[:16]}"
+    return np.asarray(mask.data != 0), f"sha256:{io.content_sha256(found)[:16]}"
 
 
 def factors_of(
@@ -319,43 +323,22 @@ def factors_of(
     return z, y, x
 
 
-def make_case(
-    prepared: Prepared,
-    scale: float | Sequence[float],
-    scanner: ScannerModel,
-    *,
-    noise: float = 0.0,
-    seed: int = 0,
-    keep_thick: bool = False,
-) -> Case:
+def make_case(prepared: Prepared, measurement: Measurement) -> Case:
     """Measure a reference.
 
     Parameters
     ----------
     prepared : Prepared
-    scale : float or three floats
-        HR voxels per LR voxel, (z, y, x), at least 1.
-    scanner : ScannerModel
-    noise : float
-        Standard deviation of Gaussian noise, per cent of the reference's range.
-    seed : int
-        Of the noise.
-    keep_thick : bool
-        See :func:`factors_of`.
-
-    Raises
-    ------
-    UsageError
-        If a scale is below 1, or leaves every axis as it is.
+    measurement : Measurement
+        With the factors that :func:`factors_of` gives.
     """
-    factors = factors_of(prepared, scale, keep_thick=keep_thick)
     volume = prepared.volume
-    low = scanner.measure(volume, volume.grid.scaled([1 / k for k in factors]))
-    data = with_noise(low.data, volume.data, noise, np.random.default_rng(seed))
+    grid = volume.grid.scaled([1 / k for k in measurement.factors])
+    low = measurement.scanner.measure(volume, grid)
+    draws = np.random.default_rng(measurement.seed)
+    data = with_noise(low.data, volume.data, measurement.noise, draws)
     low = replace(low, data=data, name=prepared.path.name)
-    return Case(
-        low, volume.grid, factors, scanner, prepared.path.name, prepared.whole, prepared.box, noise
-    )
+    return Case(low, volume.grid, measurement, prepared.path.name, prepared.whole, prepared.box)
 
 
 def _sizes(shape: Sequence[int]) -> str:

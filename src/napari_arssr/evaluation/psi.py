@@ -34,6 +34,8 @@ def psi(picture: FloatArray) -> float:
     cosine of the angle. Widths of at least three pixels, the width of just noticeable blur, are
     lessened by the slope's steepness. Widths are averaged in blocks of 32 × 32 pixels, those at
     the border left out, and the score is the inverse mean of the sharpest 22 % of the blocks.
+    As in the paper, edges along both axes count; the authors' program measures one axis only, so
+    that its values are others.
 
     Parameters
     ----------

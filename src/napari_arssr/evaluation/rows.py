@@ -22,11 +22,13 @@ from napari_arssr.files import make_folder, write_whole, writing
 
 __all__ = [
     "KEY",
+    "MEASURED_WITH",
     "REFERENCE",
     "RESULTS",
     "Row",
     "Skipped",
     "add_row",
+    "columns_of",
     "counted",
     "measured_by",
     "merged",
@@ -107,6 +109,11 @@ class Row:
         return tuple(_to_text(getattr(self, name)) for name in KEY)
 
     @property
+    def made_by(self) -> tuple[str, str, str]:
+        """Of what nothing in a row is mixed: versions, device and number format."""
+        return self.versions, self.device, self.precision
+
+    @property
     def attempted(self) -> set[str]:
         """Metrics that were worked out, or found not to exist for this result."""
         return {
@@ -140,11 +147,21 @@ class Skipped:
     reason: str
 
 
+MEASURED_WITH = {"lpips": "lpips_sha256", "dice": "priors_sha256"}
+"""Metrics that are measured with something, and the column of its digest."""
+
+
+def columns_of(metric: str) -> tuple[str, ...]:
+    """The columns of a metric, and of what it was measured with."""
+    start, tool = metric.replace("-", "_"), MEASURED_WITH.get(metric, "")
+    names = (item.name for item in fields(Row))
+    return tuple(n for n in names if n in (start, tool) or n.startswith(f"{start}_"))
+
+
 def measured_by(row: Row, column: str) -> str:
     """Digest of what a column was measured with; empty where nothing but the volumes counts."""
-    if column == "lpips":
-        return row.lpips_sha256
-    return row.priors_sha256 if column.startswith("dice") else ""
+    tool = MEASURED_WITH.get(column.partition("_")[0])
+    return getattr(row, tool) if tool else ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -203,8 +220,16 @@ def _check_columns(path: Path, line: Collection[str], known: Collection[str]) ->
         )
 
 
-def add_row(path: Path, row: Row) -> None:
+def add_row(path: Path, row: Row) -> Row:
     """Put a row at the end of a file; one with the same key is replaced.
+
+    Metrics that only the other has stay, where both were made alike: another run may have added
+    them meanwhile.
+
+    Returns
+    -------
+    Row
+        As it stands in the file.
 
     Raises
     ------
@@ -212,7 +237,20 @@ def add_row(path: Path, row: Row) -> None:
         If the file cannot be written.
     """
     with _locked(path):
-        _write(path, [*(other for other in read_rows(path) if other.key != row.key), row])
+        rows = read_rows(path)
+        for other in rows:
+            if other.key == row.key and other.made_by == row.made_by:
+                row = _joined(row, other)
+        _write(path, [*(other for other in rows if other.key != row.key), row])
+    return row
+
+
+def _joined(row: Row, other: Row) -> Row:
+    """A row with the metrics that only another has."""
+    names = other.attempted - row.attempted
+    values = {column: getattr(other, column) for name in names for column in columns_of(name)}
+    why = {name: reason for name, reason in other.reasons.items() if name in names}
+    return merged(row, values | {"metrics": names, "impossible": why})
 
 
 def to_the_end(path: Path, keys: Sequence[tuple[str, ...]]) -> None:

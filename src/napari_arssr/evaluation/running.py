@@ -18,14 +18,20 @@ from napari_arssr.choices import METRICS, SCALES
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
 from napari_arssr.evaluation import pictures, segmentation
-from napari_arssr.evaluation.methods import Case, Machine, Method, named_apart, scale_text
+from napari_arssr.evaluation.methods import (
+    Case,
+    Machine,
+    Measurement,
+    Method,
+    named_apart,
+    scale_text,
+)
 from napari_arssr.evaluation.protocol import (
     Dataset,
     Prepared,
     factors_of,
     make_case,
     prepare,
-    scanner_text,
 )
 from napari_arssr.evaluation.rows import (
     REFERENCE,
@@ -75,7 +81,7 @@ class Settings:
     seed : int
         Of the noise.
     keep_thick : bool
-        See :func:`~napari_arssr.evaluation.protocol.make_case`.
+        See :func:`~napari_arssr.evaluation.protocol.factors_of`.
     crop : int or None
     masks : path or None
         See :func:`~napari_arssr.evaluation.protocol.prepare`.
@@ -188,13 +194,18 @@ def evaluate(
     Raises
     ------
     UsageError
-        If two methods have one name, or something asked for cannot be meant.
+        If two methods have one name, or something asked for cannot be meant or had.
     FileError
         If the rows cannot be read or written.
     Cancelled
     """
     named_apart(settings.methods)
     metrics = available_metrics(settings.metrics, tools)
+    if not metrics:
+        raise UsageError(
+            f"Nothing to score: {' and '.join(known_metrics(settings.metrics))} cannot be had "
+            "here; choose other metrics."
+        )
     run = _Run(settings, tools, metrics, report, warn, stop)
     read_rows(settings.rows)  # before any work
     try:
@@ -254,9 +265,11 @@ class _Run:
         found = self._known().get(row.key, row)
         self.met.append(row.key)
         self._repeat_reasons(found, names)
-        missing = [name for name in names if name not in found.attempted]
+        missing = {*names} - found.attempted
+        if missing and found.versions != row.versions:
+            missing, found = missing | found.attempted, row
         if missing:
-            values, problems = sharpness(reference, missing)
+            values, problems = sharpness(reference, [n for n in SHARPNESS if n in missing])
             self._skip_problems(found, problems)
             self._add(merged(found, values))
 
@@ -274,19 +287,21 @@ class _Run:
             )
             return
         text = scale_text(factors)
+        seed = settings.seed if noise else 0
+        measurement = Measurement(factors, settings.scanner, noise, seed)
         known = self._known()
         for method in settings.methods:
             row = replace(
                 self._blank(prepared),
                 scale=text,
-                scanner=scanner_text(settings.scanner),
+                scanner=settings.scanner.text,
                 noise_percent=noise,
-                seed=settings.seed if noise else 0,
+                seed=seed,
                 method=method.name,
                 recipe=method.recipe,
             )
             try:
-                row = replace(row, weights_sha256=method.digest(prepared.path.name, factors, noise))
+                row = replace(row, weights_sha256=method.digest(prepared.path.name, measurement))
             except (ArssrError, MemoryError) as error:
                 self.skip(
                     Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
@@ -306,7 +321,7 @@ class _Run:
             return
         self._check()
         try:
-            case = make_case(prepared, factors, settings.scanner, noise=noise, seed=settings.seed)
+            case = make_case(prepared, measurement)
         except (ArssrError, MemoryError) as error:
             for method, *_ in jobs:
                 self.skip(
@@ -334,21 +349,21 @@ class _Run:
         try:
             if found is not None and found.versions != row.versions:
                 self._check_is_measurable_anew(found)  # before hours of computing, where known
-            method.ready(case.factors)
+            method.ready(case.measurement.factors)
             with _peak_memory() as memory:
                 started = time.perf_counter()
                 result, device, precision = method.run(case, self.settings.machine, self.stop)
                 seconds = time.perf_counter() - started
                 used = memory(device)
             # What is measured now must not stand under what measured it before, nor be lost.
-            made_by = row.versions, device, precision
+            row = replace(row, device=device, precision=precision)
             lost: set[str] = set()
             if found is not None:
-                if (found.versions, found.device, found.precision) == made_by:
+                if found.made_by == row.made_by:
                     row = found
                 else:
                     self._check_is_measurable_anew(found)
-                    lost = self.tools.measured(found)
+                    lost = found.attempted
             had = self.tools.measured(row)
             names = [name for name in METRICS if name in lost.union(self.metrics) - had]
             elsewhere = method.network == RESULTS and self.settings.crop is not None
@@ -376,19 +391,18 @@ class _Run:
                 parameters=method.parameters,
                 seconds=round(seconds, 3),
                 memory_mb=round(used / 1e6, 1),
-                device=device,
-                precision=precision,
             )
         self._add(merged(row, values))
 
     def _check_is_measurable_anew(self, found: Row) -> None:
-        """Refuse to lose what only the machine that made a row can measure."""
-        measured = self.tools.measured(found)
-        if missing := measured - set(available_metrics(tuple(measured), self.tools)):
+        """Refuse to lose what a row has and this run cannot measure in the same way."""
+        others = found.attempted.difference(self.metrics)
+        at_hand = self.tools.measured(found).intersection(available_metrics(METRICS, self.tools))
+        if missing := others - at_hand:
             raise UsageError(
                 "its row was made by other versions or on another device and must be measured "
-                f"anew, {', '.join(sorted(missing))} too, which is not available here; keep "
-                "the new ones in another file."
+                f"anew, {' and '.join(sorted(missing))} too, which is not available here as it was "
+                "measured then; ask for it in --metrics, or keep the new rows in another file."
             )
 
     def _blank(self, prepared: Prepared) -> Row:
@@ -407,9 +421,8 @@ class _Run:
         return {row.key: row for row in read_rows(self.settings.rows)}
 
     def _add(self, row: Row) -> None:
-        add_row(self.settings.rows, row)
+        self.report(add_row(self.settings.rows, row))
         self.outcome.made += 1
-        self.report(row)
 
     def _skip_problems(self, row: Row, problems: Sequence[Problem]) -> None:
         for problem in problems:
@@ -480,7 +493,7 @@ def settings_text(settings: Settings) -> str:
             "data": {dataset.name: [f.name for f in dataset.files] for dataset in settings.data},
             "methods": [method.name for method in settings.methods],
             "scales (i x j x k)": [scale_text(as_triple(scale)) for scale in settings.scales],
-            "scanner": scanner_text(settings.scanner),
+            "scanner": settings.scanner.text,
             "noise, per cent": list(settings.noise),
             "seed": settings.seed,
             "crop, voxels around the mask": settings.crop,

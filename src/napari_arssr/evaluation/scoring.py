@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from napari_arssr.evaluation.methods import Case
 from napari_arssr.evaluation.metrics import data_consistency, psnr, ssim_in
 from napari_arssr.evaluation.protocol import Prepared
 from napari_arssr.evaluation.psi import psi
-from napari_arssr.evaluation.rows import Row, counted
+from napari_arssr.evaluation.rows import MEASURED_WITH, Row, columns_of, counted
 from napari_arssr.evaluation.slices import Intensities, SliceScores, slicewise
 from napari_arssr.volume import Volume
 
@@ -32,8 +32,6 @@ FloatArray = npt.NDArray[np.float32]
 
 SHARPNESS = ("psi", "lpc-si")
 """Metrics that know no reference."""
-
-_MEASURED_WITH = (("lpips", "lpips_sha256"), ("dice", "priors_sha256"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Tools:
         """Metrics that a row has, those apart that were measured with something else."""
         stale = {
             metric
-            for metric, column in _MEASURED_WITH
+            for metric, column in MEASURED_WITH.items()
             if getattr(row, column) != self.digests[column]
         }
         return row.attempted - stale
@@ -192,7 +190,11 @@ def score(
             if name in set(names)
         }
     )
-    by = {column: tools.digests[column] for name, column in _MEASURED_WITH if name in set(names)}
+    by = {
+        column: tools.digests[column]
+        for name, column in MEASURED_WITH.items()
+        if name in set(names)
+    }
     return columns | by, problems
 
 
@@ -218,12 +220,7 @@ def _collect(
 
 def _blank(metric: str) -> dict[str, Any]:
     """The columns of a metric without values."""
-    start = metric.replace("-", "_")
-    return {
-        item.name: item.default
-        for item in fields(Row)
-        if item.name == start or item.name.startswith(f"{start}_")
-    }
+    return {name: getattr(Row(), name) for name in columns_of(metric)}
 
 
 def _score_psnr(
@@ -271,7 +268,7 @@ def _score_lpc_si(
 def _score_consistency(
     _reference: Reference, result: Volume, case: Case, _tools: Tools
 ) -> dict[str, float]:
-    return {"consistency": data_consistency(result, case.low, case.scanner)}
+    return {"consistency": data_consistency(result, case.low, case.measurement.scanner)}
 
 
 def _uncut() -> dict[str, Any]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +78,7 @@ class Priors:
         Raises
         ------
         FileError
-            If there are not six.
+            If there are not six, or one is not 3D or not finite.
         """
         files = io.volumes_in(folder)
         template = [path for path in files if io.stem(path) == _TEMPLATE]
@@ -85,7 +88,7 @@ class Priors:
                 f"{folder}: {len(maps)} prior maps are there where {len(REGIONS)} are needed, "
                 f"for {', '.join(REGIONS)}, in the order of their names."
             )
-        return cls(tuple(map(io.read, maps)), io.read(template[0]) if template else None)
+        return cls(tuple(map(_read, maps)), _read(template[0]) if template else None)
 
     def cut(self, whole: Grid, box: Box) -> Priors:
         """The same for a part of a grid: maps that lie on it are cut, others left as they are."""
@@ -103,6 +106,13 @@ class Priors:
             found.update(f"{data.dtype} {data.shape} {volume.affine.tolist()}".encode())
             found.update(data.data)
         return found.hexdigest()
+
+
+def _read(path: Path) -> Volume:
+    volume = io.read(path)
+    if volume.data.ndim != 3 or not np.isfinite(volume.data).all():
+        raise FileError(f"{path}: ANTs needs it in 3D, with numbers everywhere; mend it first.")
+    return volume
 
 
 def segment(
@@ -135,12 +145,15 @@ def segment(
     inside = _to_ants(volume, mask.astype(np.float32))
     weight: dict[str, float] = {}
     start: Any = f"kmeans[{len(TISSUES)}]"
-    if priors is not None:
-        start, weight = _priors_on(volume, image, priors), {"priorweight": _PRIOR_WEIGHT}
     try:
-        found = ants.atropos(
-            a=image, x=inside, i=start, m="[0.2,1x1x1]", r=_CONSTANT_SEED, **weight
-        )
+        with _scratch():
+            if priors is not None:
+                start, weight = _priors_on(volume, image, priors), {"priorweight": _PRIOR_WEIGHT}
+            found = ants.atropos(
+                a=image, x=inside, i=start, m="[0.2,1x1x1]", r=_CONSTANT_SEED, **weight
+            )
+    except UsageError:
+        raise
     except Exception as error:  # ANTs raises nothing more special
         raise SegmentationFailed(
             f"{volume.name}: ANTs could not segment it ({error}); see that its mask holds tissue "
@@ -191,6 +204,18 @@ def _ants() -> Any:
         ) from None
     ants.config.set_ants_deterministic(on=True, seed_value=_SEED)
     return ants
+
+
+@contextmanager
+def _scratch() -> Iterator[None]:
+    """A folder for the files that ANTs leaves behind: maps and fields of the volume's size."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="arssr-ants-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def _to_ants(volume: Volume, data: npt.NDArray[Any]) -> Any:

@@ -74,7 +74,12 @@ COLUMNS: dict[str, Column] = {
 """Columns of rows that tables and curves show."""
 
 _ENCODERS = "1"
-_MIXED = {"versions": "set of versions", "device": "device", "precision": "number format"}
+_MIXED = {
+    "versions": "set of versions",
+    "device": "device",
+    "precision": "number format",
+    "cores": "number of processor cores",
+}
 
 _TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (_ENCODERS, "encoders", ("psnr", "ssim", "lpips", "seconds")),
@@ -335,15 +340,32 @@ class Table:
                     "measured with other weights or priors."
                 )
             lines += _left_out_notes(block)
+            lines += self._unscored_slices(block)
         return lines
+
+    def _unscored_slices(self, block: Block) -> Iterator[str]:
+        """How many slices no method is scored in, where that is counted."""
+        column = f"{block.name}_left_out"
+        found = {
+            row.volume: getattr(row, column, 0)
+            for row in self.group.rows
+            if not math.isnan(getattr(row, block.name))
+        }
+        if any(found.values()):
+            least, most = min(found.values()), max(found.values())
+            yield (
+                f"{block.column.title}: {_range(least, most)} slices of a volume left out for "
+                "every method, in which its reference cannot be scored (the same everywhere, or "
+                "without an edge)."
+            )
 
     def _mixtures(self) -> Iterator[str]:
         """What the rows of a method have not all been made by."""
-        for what in ("versions", "device", "precision"):
+        for what, words in _MIXED.items():
             found = {(row.method, getattr(row, what)) for row in self.group.rows if row.scale}
             mixed = sorted({one for one, _ in found if sum(m == one for m, _ in found) > 1})
             if mixed:
-                yield f"Of more than one {_MIXED[what]}: {', '.join(mixed)}."
+                yield f"Of more than one {words}: {', '.join(mixed)}."
 
     def _means_note(self) -> str:
         """Over how many volumes: one number where it is the same everywhere, else each."""
@@ -451,6 +473,10 @@ def tables(group: Group) -> list[Table]:
         if blocks:
             result.append(Table(number, title, group, tuple(blocks)))
     return result
+
+
+def _range(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _left_out_notes(block: Block) -> Iterator[str]:

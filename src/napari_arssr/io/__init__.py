@@ -36,6 +36,7 @@ from napari_arssr.io.origin import (
 from napari_arssr.io.paths import (
     SUFFIXES,
     check_input,
+    content_sha256,
     files_of,
     known_suffix,
     stem,
@@ -57,6 +58,7 @@ __all__ = [
     "cast",
     "check_input",
     "check_output",
+    "content_sha256",
     "create",
     "files_of",
     "is_called_label_map",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.files import sha256_of
 from napari_arssr.io.troubles import reason, saving
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "SUFFIXES",
     "check_input",
     "check_place",
+    "content_sha256",
     "files_of",
     "known_suffix",
     "stem",
@@ -43,6 +46,23 @@ def files_of(path: Path) -> tuple[Path, ...]:
         return (path,)
     image, header = (".IMG", ".HDR") if path.suffix.isupper() else (".img", ".hdr")
     return path.with_suffix(image), path.with_suffix(header)
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a volume's file, in hexadecimal digits; of ``.img`` and ``.hdr``, of both.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read.
+    """
+    try:
+        digests = [sha256_of(file) for file in files_of(path)]
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror}).") from None
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def stem(path: AnyPath) -> str:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from napari_arssr import io
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, FileError, UsageError
-from napari_arssr.files import make_folder, sha256_of, write_whole
+from napari_arssr.files import make_folder, write_whole
 from napari_arssr.normalization import Normalizer
 
 __all__ = [
@@ -441,7 +441,7 @@ def _read(
             data = _unpacked(normal, content, unpack_to)
     elif share:
         data = SharedVoxels(normal)
-    return TrainingVolume(data, file.name, cut_from, sha256_of(file), content, str(file))
+    return TrainingVolume(data, file.name, cut_from, io.content_sha256(file), content, str(file))
 
 
 def _unpacked(normal: npt.NDArray[np.float16], content: str, folder: Path) -> MappedVoxels:
