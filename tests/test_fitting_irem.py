@@ -13,6 +13,7 @@ from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.evaluation import psnr
 from napari_arssr.field import Field
+from napari_arssr.fitting import implicit
 from napari_arssr.fitting.fitted import FittedField, positions
 from napari_arssr.fitting.implicit import Course, Samples, fit_hash_grid, fit_irem
 from napari_arssr.fitting.measurement import Measurement
@@ -125,6 +126,20 @@ def test_every_voxel_in_the_volume_is_a_sample_where_its_stack_was():
     moved = motion[:3, :3] @ world + motion[:3, 3]
     np.testing.assert_allclose(index.numpy(), GRID.index(moved), atol=1e-4)
     assert float(given.values[number]) == volumes[1].data[5, 3, 6]
+
+
+def test_poses_move_a_small_subject_by_as_much_of_its_size():
+    shifts = []
+    for size in (1.0, 1e-3):
+        scale = np.diag([size, size, size, 1.0])
+        grid = replace(GRID, affine=scale @ GRID.affine)
+        stacks = prepare([replace(one, affine=scale @ one.affine) for one in three()], Normalizer())
+        given = Samples(grid, stacks[0], [s.still for s in stacks[0]])
+        motions = implicit._moved(torch.ones(len(given.motions), 6), given)
+        moved = (motions[:, :3, :3] - given.motions[:, :3, :3]) @ given.centres[:, :, None]
+        shifts.append((moved[..., 0] + motions[:, :3, 3]).numpy() / size)
+    np.testing.assert_allclose(shifts[0], shifts[1], atol=1e-4)
+    np.testing.assert_allclose(shifts[0], 0.5, atol=1e-4)
 
 
 def test_voxels_that_a_reconstruction_does_not_count_train_no_network():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fitting_case import CENTRE, GRID, STILL, brain, stack, three, truth
@@ -71,6 +73,16 @@ def test_a_stack_that_moved_as_a_whole_is_found_and_the_reference_stays(refined)
 def test_refinement_is_worth_more_than_a_decibel_beside_registration_alone(moving, refined):
     registered = fitting.fit(moving, settings("srr"))
     assert score(refined) > score(registered) + 1
+
+
+def test_a_subject_of_micrometres_is_fitted_as_one_of_millimetres(moving, refined):
+    """What a slice may move, and where steps end, is told in a brain's millimetres."""
+    shrunk = np.diag([1e-3, 1e-3, 1e-3, 1.0])
+    small = [replace(one, affine=shrunk @ one.affine) for one in moving]
+    found = fitting.fit(small, replace(settings(), spacing=1.6e-3))
+    for one, other in zip(found.stacks, refined.stacks, strict=True):
+        grown = np.linalg.inv(shrunk) @ one.motion @ shrunk
+        np.testing.assert_allclose(grown, other.motion, atol=1e-3)
 
 
 def test_a_slice_that_nobody_else_sees_stays_with_its_stack():

@@ -25,7 +25,7 @@ from napari_arssr.fitting.measurement import (
     refine,
     rows_inside,
 )
-from napari_arssr.fitting.poses import FloatArray
+from napari_arssr.fitting.poses import FloatArray, length_unit
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.models.hash_grid import HashGrid, HashGridConfig
 from napari_arssr.models.irem import IREM, IREMConfig
@@ -55,7 +55,7 @@ _GRID_RATE = 3e-3
 _MEASURED = 20  # steps between two numbers that are told
 _CHECKS = 8  # looks at the voxels held back, evenly over the fit
 _HALF = 2.5  # times the usual error, where a slice counts half
-_TURN, _SHIFT = 0.01, 0.5  # what one unit of a pose's parameters is: radians, millimetres
+_TURN, _SHIFT = 0.01, 0.5  # what one unit of a pose's parameters is: radians, units of length
 
 
 @dataclass
@@ -143,6 +143,7 @@ class Samples:
         scanner: ScannerModel | None = None,
     ) -> None:
         self.grid = grid
+        self.unit = length_unit(grid)
         places, offsets, weights, slices, stack_of = [], [], [], [], []
         values: list[Array] = []
         first = 0
@@ -556,7 +557,9 @@ def _moved(moves: Tensor, samples: Samples) -> Tensor:
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).reshape(-1, 3, 3)
     rotation = torch.linalg.matrix_exp(skew)
     centre = samples.centres
-    shift = centre + moves[:, 3:] * _SHIFT - (rotation @ centre[:, :, None])[:, :, 0]
+    shift = (
+        centre + moves[:, 3:] * (_SHIFT * samples.unit) - (rotation @ centre[:, :, None])[:, :, 0]
+    )
     top = torch.cat([rotation, shift[:, :, None]], dim=2) @ samples.motions
     return torch.cat([top, samples.motions[:, 3:]], dim=1)
 

@@ -7,15 +7,40 @@ vector (radians) about a centre, and a translation (millimetres), along R, A, S.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "angles", "displacement", "parameters_of", "rigid", "typical_motion"]
+from napari_arssr.volume import Grid
+
+__all__ = [
+    "FloatArray",
+    "angles",
+    "displacement",
+    "length_unit",
+    "parameters_of",
+    "rigid",
+    "typical_motion",
+]
 
 FloatArray = npt.NDArray[np.float64]
 
-# Turns count as the millimetres they move what is as far from the centre as a brain's surface.
-_ARM = np.array([60.0, 60.0, 60.0, 1.0, 1.0, 1.0])
+# Turns count as the units of length they move what is as far from the centre as a brain's surface.
+_ARM = 60.0
+_NEAR = 0.02  # units of length that make no difference
+_BRAIN = 150.0  # millimetres
+
+
+def length_unit(grid: Grid) -> float:
+    """Millimetres that stand to a subject as one does to a brain.
+
+    What is a length in fitting (how far slices move, where steps end) is told for brains. Of
+    what is imaged in less than 15 mm it is a tenth of that, in less than 1.5 mm a hundredth, and
+    so on.
+    """
+    longest = max(n * side for n, side in zip(grid.shape, grid.spacing, strict=True))
+    return float(10.0 ** min(0, math.ceil(math.log10(longest / _BRAIN))))
 
 
 def rigid(parameters: npt.ArrayLike, centre: npt.ArrayLike) -> FloatArray:
@@ -59,7 +84,9 @@ def parameters_of(motions: npt.ArrayLike, centre: npt.ArrayLike) -> FloatArray:
     return np.concatenate([vectors, moved - centres], axis=1).reshape(*matrices.shape[:-2], 6)
 
 
-def typical_motion(motions: FloatArray, weights: FloatArray, centre: npt.ArrayLike) -> FloatArray:
+def typical_motion(
+    motions: FloatArray, weights: FloatArray, centre: npt.ArrayLike, unit: float = 1.0
+) -> FloatArray:
     """The motion (4, 4) that most of several (n, 4, 4), near one another, agree on.
 
     The geometric median of their parameters (Weiszfeld 1937): slices that moved alone do not
@@ -72,16 +99,19 @@ def typical_motion(motions: FloatArray, weights: FloatArray, centre: npt.ArrayLi
         How much each counts.
     centre : (3,) array
         Of rotation, RAS+ millimetres.
+    unit : float
+        See :func:`length_unit`.
     """
+    scale = np.array([_ARM] * 3 + [1 / unit] * 3)
     first = motions[int(np.argmax(weights))]
     apart = parameters_of(motions @ np.linalg.inv(first), centre)
-    scaled = apart * _ARM
+    scaled = apart * scale
     middle = np.median(scaled, axis=0)
     for _ in range(30):
         distance = np.linalg.norm(scaled - middle, axis=1)
-        share = np.maximum(weights, 1e-12) / np.maximum(distance, 0.02)
+        share = np.maximum(weights, 1e-12) / np.maximum(distance, _NEAR)
         middle = (share[:, None] * scaled).sum(axis=0) / share.sum()
-    return np.asarray(rigid(middle / _ARM, centre) @ first)
+    return np.asarray(rigid(middle / scale, centre) @ first)
 
 
 def displacement(one: FloatArray, other: FloatArray, points: FloatArray) -> FloatArray:

@@ -14,7 +14,13 @@ import numpy.typing as npt
 from napari_arssr.choices import Motion
 from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.measurement import Measurement, Values
-from napari_arssr.fitting.poses import FloatArray, parameters_of, rigid, typical_motion
+from napari_arssr.fitting.poses import (
+    FloatArray,
+    length_unit,
+    parameters_of,
+    rigid,
+    typical_motion,
+)
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.watching import Stop, never
 
@@ -30,7 +36,7 @@ __all__ = [
 
 Array = npt.NDArray[np.float32]
 
-# How far a slice is expected to be from the rest of its stack: radians, and millimetres.
+# How far a slice is expected to be from the rest of its stack: radians, and units of length.
 _TURN, _SHIFT = np.radians(4.0), 4.0
 _SCALE = np.array([_TURN] * 3 + [_SHIFT] * 3)
 # A slice whose error is so many times its stack's median counts half.
@@ -138,11 +144,14 @@ def refine_one(
     residual = stack.values - measurement.one(number, volume)
     inside = measurement.inside[number]
     jacobian, centres = _jacobian(measurement, number, volume, kind)
+    unit = length_unit(stack.volume.grid)
+    jacobian[:, 3:] *= unit
     seen = _through(stack, residual * inside, smoothing)
     columns = np.stack(
         [_through(stack, jacobian[:, k] * inside, smoothing) for k in range(6)], axis=1
     )
     steps = _steps(stack, seen, columns, weights=weights, motions=old, centres=centres, kind=kind)
+    steps[:, 3:] *= unit
     moved = rigid(steps, centres) @ old
     trial = measurement.moved(number, moved)
     left = stack.values - trial.one(number, volume)
@@ -164,8 +173,9 @@ def anchored(measurement: Measurement, reference: int, weights: list[FloatArray]
     """
     stack = measurement.stacks[reference]
     centre = stack.centres.mean(axis=0)
-    mean = typical_motion(measurement.motions[reference], weights[reference], centre)
-    if np.abs(mean - np.eye(4)).max() < 1e-9:
+    unit = length_unit(stack.volume.grid)
+    mean = typical_motion(measurement.motions[reference], weights[reference], centre, unit)
+    if np.abs(mean - np.eye(4)).max() < 1e-9 * min(unit, 1.0):
         return measurement
     back = np.linalg.inv(mean)
     for number, motions in enumerate(measurement.motions):
@@ -176,7 +186,10 @@ def anchored(measurement: Measurement, reference: int, weights: list[FloatArray]
 def _jacobian(
     measurement: Measurement, number: int, volume: Array, kind: Motion
 ) -> tuple[FloatArray, FloatArray]:
-    """How voxels change with the six numbers (rows, 6), and the centres of rotation (slices, 3)."""
+    """How voxels change with the six numbers, in radians and millimetres (rows, 6).
+
+    Also the centres of rotation (slices, 3).
+    """
     stack, motions = measurement.stacks[number], measurement.motions[number]
     slopes = [
         measurement.one(number, np.gradient(volume, axis=axis).astype(np.float32))
@@ -223,7 +236,8 @@ def _steps(
     centres: FloatArray,
     kind: Motion,
 ) -> FloatArray:
-    """The six numbers of every slice, (slices, 6)."""
+    """The six numbers of every slice, (slices, 6): radians, and units of length."""
+    unit = length_unit(stack.volume.grid)
     sums = _normal_equations(stack, residual, columns)
     if kind == "stacks":
         return np.tile(_step_of_all(sums, weights), (stack.slices, 1))
@@ -232,8 +246,10 @@ def _steps(
     known = count > 0
     noise = float(np.median(power[known] / count[known])) if known.any() else 1.0
     # Each slice is drawn to the rest of its stack, the more the less it shows.
-    mean = typical_motion(motions, np.maximum(weights * count, 1e-9), stack.centres.mean(axis=0))
+    counts = np.maximum(weights * count, 1e-9)
+    mean = typical_motion(motions, counts, stack.centres.mean(axis=0), unit)
     apart = parameters_of(mean @ np.linalg.inv(motions), centres)
+    apart[:, 3:] /= unit
     prior = np.diag(max(noise, 1e-10) / _SCALE**2)
     result = np.zeros((stack.slices, 6))
     for number in np.flatnonzero(known):

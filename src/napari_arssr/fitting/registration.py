@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from napari_arssr.choices import SIMILARITIES, Similarity
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.fitting.poses import FloatArray
+from napari_arssr.fitting.poses import FloatArray, length_unit
 from napari_arssr.fitting.stacks import empty_slices, filled, inside_of
 from napari_arssr.interpolation import apply_separable
 from napari_arssr.request import covered
@@ -133,7 +133,7 @@ def register(
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0 * min(grid.spacing),
-        minStep=1e-4,
+        minStep=1e-4 * length_unit(grid),
         numberOfIterations=150,
         relaxationFactor=0.6,
         gradientMagnitudeTolerance=1e-9,

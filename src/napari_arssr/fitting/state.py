@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.fitting.poses import FloatArray, typical_motion
+from napari_arssr.fitting.poses import FloatArray, length_unit, typical_motion
 from napari_arssr.fitting.registration import Agreement
 from napari_arssr.fitting.settings import Settings
 from napari_arssr.normalization import Normalizer
@@ -66,7 +66,8 @@ class StackRecord:
     def whole_motion(self) -> FloatArray:
         """The motion (4, 4) that most of its slices agree on."""
         middle = self.grid.world([(n - 1) / 2 for n in self.grid.shape])
-        return typical_motion(self.motion, np.maximum(self.weight, 1e-6), middle)
+        unit = length_unit(self.grid)
+        return typical_motion(self.motion, np.maximum(self.weight, 1e-6), middle, unit)
 
     @property
     def outlines(self) -> FloatArray:
