@@ -86,6 +86,19 @@ def test_a_stack_opens_with_its_voxel_sizes_and_a_picture_as_napari_opens_it(
     assert [message for message in told if "Inconsistent units" not in message] == []
 
 
+def test_a_tiff_that_is_no_stack_opens_as_napari_opens_it(
+    build: Callable[..., napari.Viewer], told: list[str], tmp_path: Path
+) -> None:
+    grey, colours, mask = (tmp_path / f"{name}.tif" for name in ("grey", "colours", "mask"))
+    tifffile.imwrite(grey, np.zeros((30, 40), np.uint8))
+    tifffile.imwrite(colours, np.zeros((30, 40, 3), np.uint8), photometric="rgb")
+    tifffile.imwrite(mask, np.zeros((4, 30, 40), bool), photometric="minisblack")
+    viewer = build(grey, colours, mask)
+    assert [layer.name for layer in viewer.layers] == ["grey", "colours", "mask"]
+    assert [layer.data.shape for layer in viewer.layers] == [(30, 40), (30, 40, 3), (4, 30, 40)]
+    assert told == []
+
+
 @pytest.mark.parametrize(
     ("options", "unit", "spacing"),
     [

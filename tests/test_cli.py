@@ -614,6 +614,8 @@ def test_the_header_says_what_made_it(
         "target_zyx": {"scale": [2.5, 1, 1]},
         "box_zyx": [[3, 0, 2], [6, 4, 7]],
         "frame": None,
+        "channel": None,
+        "dtype": "float32",
         "device": "cpu",
         "precision": "float32",
     }
@@ -771,6 +773,15 @@ def test_a_folder_becomes_a_folder(run: Run, tiny: Path, tmp_path: Path) -> None
     ran = run("upsample", folder, tmp_path / "out", "--weights", tiny, "--isotropic", "--quiet")
     assert ran == Ran(0, "", "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii", "b.nii.gz"]
+    # A run that was broken off goes on.
+    (tmp_path / "out" / "a.nii").unlink()
+    before = (tmp_path / "out" / "b.nii.gz").stat()
+    words = ["--weights", tiny, "--isotropic", "--skip-existing"]
+    ran = run("upsample", folder, tmp_path / "out", *words)
+    first, second = ran.out.splitlines()
+    assert first.startswith(f"{tmp_path / 'out' / 'a.nii'}: 10 × 9 × 6 → ")
+    assert second == f"{tmp_path / 'out' / 'b.nii.gz'}: there already, made in the same way"
+    assert (tmp_path / "out" / "b.nii.gz").stat() == before
     # One file into a folder keeps its name.
     other = tmp_path / "other"
     other.mkdir()

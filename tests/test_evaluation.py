@@ -376,6 +376,14 @@ def test_pictures_are_of_the_first_volume_that_could_be_scored(folder, tmp_path)
     assert list((out / "figures").glob("*.png"))
 
 
+def test_a_mask_among_the_volumes_is_no_volume(folder, tmp_path):
+    mask = (brain(1).data > 500).astype(np.uint8)
+    io.write(folder / "sub-1_mask.nii.gz", Volume(mask, AFFINE))
+    outcome = run(settings_for(folder, tmp_path, methods=[parse("cubic")], scales=[2.0]))
+    assert [one.volume for one in outcome.skipped] == ["sub-1_mask.nii.gz"]
+    assert "labels, not intensities" in outcome.skipped[0].reason
+
+
 def test_what_was_skipped_stands_beside_its_own_report(folder, tmp_path):
     io.write(folder / "a.nii.gz", Volume(np.full((24, 26, 28), 7.0, np.float32), AFFINE))
     rows = tmp_path / "rows.csv"

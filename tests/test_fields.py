@@ -17,7 +17,7 @@ import torch
 
 from napari_arssr import weights as registry
 from napari_arssr._fields import Fields
-from napari_arssr.errors import FileError, UsageError
+from napari_arssr.errors import Cancelled, FileError, UsageError
 from napari_arssr.field import NetworkField
 from napari_arssr.models import Card, ModelConfig, build, save
 from napari_arssr.normalization import Normalizer
@@ -110,6 +110,32 @@ def test_a_field_serves_one_at_a_time() -> None:
     assert order == ["first", "second"]
     with fields.lend_if_free("a", never) as again:
         assert again is not None
+
+
+def test_who_waits_for_a_field_can_be_stopped() -> None:
+    fields, lent, done = Fields(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with fields.lend("a", field):
+            lent.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert lent.wait(60)
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    with pytest.raises(Cancelled), fields.lend("a", never, stop):
+        pytest.fail("nobody else has let go of it")
+    done.set()
+    holder.join()
+    assert len(asked) == 3
+    with fields.lend("a", never):
+        pass  # it was given back
 
 
 def test_what_could_not_be_made_is_tried_again() -> None:

@@ -1198,8 +1198,6 @@ def test_a_file_that_may_not_be_read(folder: Path) -> None:
         (np.zeros((5, 6), "u1"), {}, "2D"),
         (np.zeros((4, 5, 6, 3), "u1"), {"photometric": "rgb"}, "colour"),
         (np.zeros((5, 6, 3), "u1"), {"photometric": "rgb"}, "colour"),
-        (np.zeros((4, 2, 5, 6), "u2"), {"imagej": True, "metadata": {"axes": "ZCYX"}}, "channels"),
-        (np.zeros((2, 4, 5, 6), "u2"), {"ome": True, "metadata": {"axes": "CZYX"}}, "2 channels"),
         (np.zeros((4, 5, 6), "u2"), {"imagej": True, "metadata": {"axes": "TYX"}}, "time series"),
         (np.zeros((4, 5, 6), "c8"), {"photometric": "minisblack"}, "complex"),
         (np.zeros((4, 5, 6), bool), {"photometric": "minisblack"}, "boolean"),
@@ -1630,6 +1628,15 @@ def test_volumes_in_a_folder(tmp_path: Path) -> None:
     found = [path.name for path in io.volumes_in(tmp_path)]
     assert found == ["C.TIF", "a.nii.gz", "b.nii", "d.tiff", "e.img", "f.ome.tif"]
     assert io.volumes_in(tmp_path / "folder.nii") == []
+
+
+@pytest.mark.parametrize("name", [".zgroup", ".zarray", "zarr.json"])
+def test_a_zarr_store_is_no_empty_folder(tmp_path: Path, name: str) -> None:
+    store = tmp_path / "cells.ome.zarr"
+    store.mkdir()
+    (store / name).write_text("{}")
+    with pytest.raises(FileError, match=r"cells\.ome\.zarr is a zarr store.*open it in napari"):
+        io.volumes_in(store)
 
 
 def test_volumes_in_no_folder(folder: Path) -> None:

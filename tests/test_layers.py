@@ -332,6 +332,19 @@ def test_a_results_layer_counts_and_is_labelled_as_its_input(units: str) -> None
     np.testing.assert_allclose(shown.extent.world[1], (4, 2, 3), atol=1e-9)
 
 
+def test_a_first_axis_that_is_no_time_keeps_its_unit_and_its_place() -> None:
+    layer = Image(block(3, 4, 5, 6), scale=(30, 1, 2, 2), translate=(7, 0, 0, 0), units="um")
+    volume = volume_of(layer)
+    assert volume.time_step == 0  # what is written says nothing of seconds
+    data, meta, _ = image_layer(volume)
+    shown = Image(data, **meta)
+    assert shown.units == layer.units
+    for frame in (0, 2):
+        np.testing.assert_allclose(
+            shown.data_to_world([frame, 1, 1, 1]), layer.data_to_world([frame, 1, 1, 1])
+        )
+
+
 def test_labels_that_nobody_gave_stay_naparis_own() -> None:
     data, meta, _ = image_layer(volume_of(Image(block(2, 3, 4))))
     assert Image(data, **meta).axis_labels == ("-3", "-2", "-1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -90,6 +91,34 @@ def test_of_what_is_in_a_file_percentiles_read_some_planes_only(
     stored: Any = InAFile(brain())
     Normalizer.fit(stored)
     assert stored.read == set(range(0, 50, 3))
+
+
+def test_of_a_large_array_in_chunks_percentiles_read_some_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every n-th plane would be in every chunk."""
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 1_000)
+    monkeypatch.setattr("napari_arssr.normalization._ENOUGH", 500)
+    monkeypatch.setattr("napari_arssr.normalization._ENOUGH_OF_CHUNK", 500)
+    array, read = brain(), []
+
+    def chunk(block_id: tuple[int, ...]) -> npt.NDArray[Any]:
+        read.append(block_id)
+        return array[tuple(slice(5 * n, 5 * n + 5) for n in block_id)]
+
+    lazy: Any = da.map_blocks(chunk, chunks=((5,) * 10,) * 3, dtype=array.dtype)
+    read.clear()  # dask has tried it
+    found = Normalizer.fit(lazy)
+    assert 27 <= len(read) == len(set(read)) <= 125  # of 1000
+    assert (found.low, found.high) == pytest.approx((100, 1100), abs=30)
+    assert {tuple(np.unique(axis)) for axis in zip(*read, strict=True)} == {(1, 4, 7)} or len(
+        {index[0] for index in read}
+    ) > 2  # from all over
+    # Extremes are those of all, and no more than a chunk is held.
+    read.clear()
+    exact = Normalizer.fit(lazy, "minmax")
+    assert (exact.low, exact.high) == (array.min(), array.max())
+    assert sorted(read) == list(np.ndindex(10, 10, 10))
 
 
 def test_reading_for_a_range_tells_where_it_is_and_can_be_stopped() -> None:

@@ -156,7 +156,8 @@ def label_map(path: Path, data: Array, intent: str = "none") -> str:
     return str(path)
 
 
-LABELS = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+LABELS = np.arange(12, dtype=np.int16).reshape(1, 3, 4).repeat(2, axis=0)
+SCAN = np.random.default_rng(0).integers(0, 1000, (20, 9, 8)).astype(np.int16)
 
 
 def kind_of(path: str) -> str:
@@ -205,14 +206,23 @@ def test_label_maps_are_known_by_intent(tmp_path: Path, intent: str) -> None:
         ("sub-01_dseg.nii", np.where(LABELS == 3, np.nan, LABELS).astype(np.float32)),
         ("sub-01_dseg.nii", (LABELS + 1e12).astype(np.float64)),
         ("brainsegue.nii", LABELS),
+        ("Alexa-labelled_neurons.nii", LABELS),
+        ("segmented_T1.nii", LABELS),
+        ("asl_label.nii", SCAN),
+        ("seg1_T2w.nii", SCAN.astype(np.float32)),
     ],
 )
 def test_measurements_stay_images(tmp_path: Path, name: str, data: Array) -> None:
     assert kind_of(label_map(tmp_path / name, data)) == "image"
 
 
+def test_a_mask_is_labels_however_small_its_parts(tmp_path: Path) -> None:
+    spots = (SCAN % 7 == 0) * np.int16(255)
+    assert kind_of(label_map(tmp_path / "spots_mask.nii", spots)) == "labels"
+
+
 def test_a_series_of_label_maps_is_labels(tmp_path: Path) -> None:
-    data = np.arange(48, dtype=np.uint8).reshape(2, 3, 4, 2)
+    data = np.arange(24, dtype=np.uint8).reshape(1, 3, 4, 2).repeat(2, axis=0)
     assert kind_of(label_map(tmp_path / "a_dseg.nii", data)) == "labels"
     paths = [label_map(tmp_path / f"{n}_dseg.nii", LABELS + n) for n in range(3)]
     reader = napari_get_reader(paths)
@@ -269,7 +279,8 @@ def test_a_huge_file_opens_as_a_small_one_does(
 
 @pytest.mark.usefixtures("lazily")
 def test_a_huge_label_map_is_labels(tmp_path: Path) -> None:
-    path = label_map(tmp_path / "a_dseg.nii", np.arange(1000, dtype=np.int32).reshape(10, 10, 10))
+    labels = np.arange(200, dtype=np.int32).reshape(2, 10, 10).repeat(5, axis=0)
+    path = label_map(tmp_path / "a_dseg.nii", labels)
     reader = napari_get_reader(path)
     assert reader is not None
     ((data, _, kind),) = reader(path)

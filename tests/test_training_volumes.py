@@ -64,6 +64,7 @@ def test_bad_files_are_left_out_and_named(data: Path) -> None:
     put(data / "small.nii", voxels(5, (20, 20, 9)))
     put(data / "series.nii", voxels(6, (3, 20, 20, 20)))
     put(data / "uncompressed-copy.nii", voxels(0).astype(np.float32))
+    put(data / "sub-0_mask.nii", (voxels(0) > voxels(0).mean()).astype(np.uint8))
     (data / "truncated.nii.gz").write_bytes((data / "sub-0.nii.gz").read_bytes()[:2000])
     (data / "notes.txt").write_text("no volume, and not asked for")
     (data / "z-copy.nii.gz").write_bytes((data / "sub-1.nii.gz").read_bytes())
@@ -74,6 +75,7 @@ def test_bad_files_are_left_out_and_named(data: Path) -> None:
     said = {
         "constant.nii": "constant",
         "nothing.nii": "no finite value",
+        "sub-0_mask.nii": "labels, not intensities",
         "small.nii": "9×20×20 voxels are too few",
         "truncated.nii.gz": "cut off",
         "uncompressed-copy.nii": "a copy of another volume",

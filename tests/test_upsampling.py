@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -295,6 +296,8 @@ def test_a_box_of_a_large_file_is_what_it_is_of_the_whole(
     tmp_path: Path, tiny: Path, suffix: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = volume_of((60, 30, 28), np.int16 if suffix != ".tif" else np.uint16)
+    if name == "aseg":
+        volume.data[..., 1::2] = volume.data[..., ::2]  # structures
     source = io.write(tmp_path / f"{name}{suffix}", volume)
     box = Box((50, 10, 10), (55, 15, 15))
     expected = upsample(io.read(source), 2, box=box, weights=tiny)
@@ -313,12 +316,65 @@ def test_a_box_of_a_large_file_is_what_it_is_of_the_whole(
     assert left == ([] if name == "aseg" else [True])
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".tif"])
+@pytest.mark.parametrize("memory", [None, 300_000])
+def test_a_file_that_memory_has_no_room_for_is_left_where_it_is(
+    tmp_path: Path,
+    tiny: Path,
+    suffix: str,
+    memory: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    volume = volume_of((60, 30, 28), np.int16 if suffix != ".tif" else np.uint16)
+    source = io.write(tmp_path / f"scan{suffix}", volume)
+    expected = upsample(io.read(source), 2, weights=tiny)
+    left: list[bool] = []
+    original = upsampling._encode
+
+    def noted(one: Volume, *args: Any, **options: Any) -> NetworkField:
+        left.append(isinstance(one.data, io.StoredArray))
+        return original(one, *args, **options | {"memory": None})
+
+    monkeypatch.setattr(upsampling, "_encode", noted)
+    out = tmp_path / f"out{suffix}"
+    settings = Settings(tiny, memory=memory)
+    if memory is None:
+        monkeypatch.setattr(upsampling, "available", lambda: 300_000)
+    upsample_file(source, out, Target(2), settings=settings, dtype="float32")
+    np.testing.assert_allclose(io.read(out).data, expected.data, rtol=1e-5)
+    assert left == [True]
+
+
+def test_what_leaves_too_little_memory_as_a_whole_is_seen_in_parts(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=100_000_000))
+    volume = volume_of((60, 60, 60))
+    seen: list[bool] = []
+
+    def noted(*args: Any, **options: Any) -> NetworkField:
+        seen.append(options["whole"])
+        return NetworkField(*args, **options)
+
+    noted.least_memory = NetworkField.least_memory  # type: ignore[attr-defined]
+    monkeypatch.setattr("napari_arssr.field.NetworkField", noted)
+    with pytest.raises(UsageError, match="are too little") as caught:
+        encode(volume, loaded, memory=1_000_000, device="cpu")
+    need = re.search(r"need ([\d.]+) MB", str(caught.value))
+    assert need
+    for more in (1.02, 1.2):  # the volume takes 1.7 MB as a whole
+        encode(volume, loaded, memory=int(float(need[1]) * 1e6 * more), device="cpu")
+    assert seen == [True, True]
+
+
 def test_labels_in_a_file_keep_their_labels() -> None:
-    labels = np.random.default_rng(0).integers(0, 5, (6, 7, 8)).astype(np.int16)
+    labels = np.random.default_rng(0).integers(0, 5, (6, 7, 4)).astype(np.int16).repeat(2, -1)
     volume = replace(volume_of((6, 7, 8)), data=labels, name="aseg.nii")
-    stored: Any = InAFile(labels)
-    found = upsample(replace(volume, data=stored), 1.7)
-    np.testing.assert_array_equal(found.data, upsample(volume, 1.7).data)
+    for box in (None, Box((2, 1, 3), (4, 5, 6))):
+        stored: Any = InAFile(labels)
+        found = upsample(replace(volume, data=stored), 1.7, box=box)
+        np.testing.assert_array_equal(found.data, upsample(volume, 1.7, box=box).data)
+    assert stored.read <= {1, 2, 3, 4}  # around the box, and three that tell what it is
 
 
 def test_voxels_that_cannot_be_read_are_named_with_their_volume(loaded: Loaded) -> None:
@@ -484,6 +540,7 @@ def test_a_label_map_gets_no_label_that_it_did_not_have(
 ) -> None:
     """In Python as in files, and whether its header says what it is or its name."""
     data = np.random.default_rng(1).integers(0, 50, (*frames, *SHAPE)).astype(dtype)
+    data[..., 1::2] = data[..., : 2 * (SHAPE[-1] // 2) : 2]  # structures, not single voxels
     origin = io.Origin(intent=(io.LABEL, (0.0, 0.0, 0.0), ""))
     labels = replace(volume_of(), data=data, metadata={"origin": origin})
     box = Box((0, 1, 2), (4, 5, 6))
@@ -503,13 +560,21 @@ def test_a_label_map_gets_no_label_that_it_did_not_have(
     written = io.read(tmp_path / "out.nii")
     np.testing.assert_array_equal(written.data, part.data)
     assert written.data.dtype == dtype
-    assert part.metadata["upsampling"] | {"frame": None} == told["settings"]
+    assert (
+        part.metadata["upsampling"]
+        | {
+            "frame": None,
+            "channel": None,
+            "dtype": np.dtype(dtype).name,
+        }
+        == told["settings"]
+    )
     assert part.metadata["upsampling"]["weights"] == upsampling.NEAREST_LABEL
 
 
 def test_labels_can_be_stopped() -> None:
     with pytest.raises(Cancelled):
-        upsample(replace(volume_of(dtype=np.uint8), name="seg"), 2, stop=lambda: True)
+        upsample(Volume(np.ones(SHAPE, np.uint8), np.eye(4), name="seg"), 2, stop=lambda: True)
 
 
 # Settings ------------------------------------------------------------------------------------
@@ -721,10 +786,39 @@ def test_a_file_gets_the_same_numbers_and_the_same_record(tiny: Path, tmp_path: 
         "output_shape": [6, 8, 4],
         "input_spacing_mm": pytest.approx([1.1, 0.9, 3]),
         "output_spacing_mm": pytest.approx([1.1 / 1.5, 0.45, 3], abs=1e-6),
-        "settings": expected.metadata["upsampling"] | {"frame": None},
+        "settings": expected.metadata["upsampling"]
+        | {"frame": None, "channel": None, "dtype": "float32"},
+        "made": True,
     }
     in_header = json.loads(io.origin_of(result).provenance)["napari-arssr"]
     assert in_header == told["settings"]
+
+
+def test_what_would_be_made_again_in_the_same_way_can_be_kept(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = io.write(tmp_path / "scan.nii.gz", volume_of())
+    out = tmp_path / "out.nii.gz"
+
+    def made(scale: float = 2, dtype: str | None = None, **settings: Any) -> bool:
+        chosen = Settings(tiny, **settings)
+        told = upsample_file(source, out, Target(scale), dtype=dtype, settings=chosen, keep=True)
+        return bool(told["made"])
+
+    assert made()
+    before = out.stat()
+    assert not made()
+    assert out.stat() == before
+    for otherwise in ({"scale": 1.5}, {"orientations": 3}, {"dtype": "int16"}):
+        assert made(**otherwise)
+        assert not made(**otherwise)
+    assert made()
+    # Of another input, though it has the same intensities.
+    os.utime(source, (before.st_atime, out.stat().st_mtime + 10))
+    assert made()
+    os.utime(out, (before.st_atime, source.stat().st_mtime + 10))
+    assert not made()
+    assert upsample_file(source, out, Target(2), settings=Settings(tiny))["made"]  # not asked to
 
 
 def test_a_file_is_written_in_bounded_memory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from affines import EXAMPLES, affines
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
+from in_a_file import InAFile
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
@@ -553,6 +555,17 @@ def test_frames_are_volumes_of_their_own() -> None:
         series.frame(2)
     single = series.frame(0)
     assert single.frame(0) is single
+
+
+def test_slabs_of_what_lies_in_chunks_end_where_those_do(monkeypatch) -> None:
+    data = np.arange(50 * 3 * 4, dtype=np.int16).reshape(50, 3, 4)
+    for voxels, thickness in ((12, 7), (12 * 10, 7), (12 * 15, 14)):
+        stored: Any = InAFile(data, 7)
+        slabs = list(Volume(stored, np.eye(4)).slabs(voxels))
+        assert [slab.grid.shape[0] for slab in slabs[:-1]] == [thickness] * (len(slabs) - 1)
+        np.testing.assert_array_equal(np.concatenate([slab.data for slab in slabs]), data)
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 100)  # bytes: no chunk may be held
+    assert len(list(Volume(InAFile(data, 7), np.eye(4)).slabs(12))) == 50
 
 
 @given(shape=st.tuples(*[st.integers(1, 4)] * 4), voxels=st.integers(1, 100))

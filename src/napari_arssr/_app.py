@@ -8,13 +8,17 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_arssr.errors import ArssrError, FileError
+from napari_arssr.errors import ArssrError, FileError, NoVolume
 
 if TYPE_CHECKING:
     import napari
+
+    from napari_arssr._layers import LayerData
+    from napari_arssr.volume import Volume
 
 __all__ = ["build", "check_display", "check_qt", "main", "open_file", "run"]
 
@@ -23,6 +27,9 @@ _TIFF = (".tif", ".tiff")
 # How the world of a stack is called whose file knows no orientation.
 _STACK_AXES = ("z", "y", "x")
 _MICROSCOPIC = 0.1  # millimetres; voxels smaller than that are told in micrometres
+# As napari colours channels that it takes apart.
+_TWO_COLOURS = ("magenta", "green")
+_COLOURS = ("cyan", "magenta", "yellow", "blue", "green", "red")
 _KEPT = 2000  # characters of what was written, for a message box
 _ERROR_BOX = 0x10  # Windows' MB_ICONERROR
 _USE_COMMANDS = "use the command line ('napari-arssr upsample --help')"
@@ -199,8 +206,9 @@ def build(files: Sequence[Path] = (), *, demo: bool = False) -> napari.Viewer:
 def open_file(viewer: napari.Viewer, file: Path) -> None:
     """Open a file as layers: a scan or a stack as this package reads it, others as napari does.
 
-    The manifest claims no TIFF files, since that would take them from other readers wherever
-    the plugin is installed; in the app they have their voxel sizes even so.
+    Of a stack with several channels each is a layer. A TIFF that is no stack is a picture, and
+    napari's. The manifest claims no TIFF files, since that would take them from other readers
+    wherever the plugin is installed; in the app they have their voxel sizes even so.
 
     Raises
     ------
@@ -210,21 +218,59 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
     from napari.layers import Layer
     from napari.layers._source import layer_source
 
-    from napari_arssr._layers import layer_of
     from napari_arssr._reader import napari_get_reader
-    from napari_arssr.io import known_suffix, origin_of, read
-    from napari_arssr.lazy import LARGE
+    from napari_arssr.io import known_suffix
 
     if known_suffix(file) in _TIFF:
-        volume = read(file, most=LARGE)
-        unit = "pixel"
-        if origin_of(volume).states_spacing:
-            unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
-        world = {"world": {"unit": unit, "labels": _STACK_AXES}}
-        stack = layer_of(replace(volume, metadata=volume.metadata | world))
+        try:
+            channels = _channels(file)
+        except NoVolume:
+            viewer.open(str(file))
+            return
         with layer_source(path=str(file)):  # for "Copy as command" to find it again
-            viewer.add_layer(Layer.create(*stack))
+            for channel in channels:
+                viewer.add_layer(Layer.create(*channel))
     elif napari_get_reader(str(file)) is not None:
         viewer.open(str(file), plugin=_PLUGIN)
     else:
         viewer.open(str(file))
+
+
+def _channels(file: Path) -> list[LayerData]:
+    """The layers of a stack: one, or one for each of its channels, coloured and all seen at once.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read; NoVolume where it is no stack.
+    """
+    from napari_arssr.io import channels_of, read, without_suffix
+    from napari_arssr.lazy import most_to_load
+
+    channels = channels_of(file)
+    if len(channels) == 1:
+        return [_stack_layer(read(file, most=most_to_load()))]
+    most = most_to_load() // len(channels)
+    colours = _TWO_COLOURS if len(channels) == 2 else _COLOURS
+    layers: list[LayerData] = []
+    for channel, colour in zip(channels, cycle(colours), strict=False):
+        volume = read(file, most=most, channel=channel.number)
+        name = f"{without_suffix(volume.name)}: {channel}"
+        data, settings, kind = _stack_layer(replace(volume, name=name))
+        if kind == "image":
+            blending = "additive" if layers else "translucent_no_depth"
+            settings |= {"colormap": colour, "blending": blending}
+        layers.append((data, settings, kind))
+    return layers
+
+
+def _stack_layer(volume: Volume) -> LayerData:
+    """A stack, or a channel of one, as a layer in a world of its own."""
+    from napari_arssr._layers import layer_of
+    from napari_arssr.io import origin_of
+
+    unit = "pixel"
+    if origin_of(volume).states_spacing:
+        unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
+    world = {"world": {"unit": unit, "labels": _STACK_AXES}}
+    return layer_of(replace(volume, metadata=volume.metadata | world))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from napari_arssr import weights as registry
+from napari_arssr.errors import Cancelled
+from napari_arssr.watching import Stop, never
 
 if TYPE_CHECKING:
     from napari_arssr.field import NetworkField
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Fields"]
 
 Make = Callable[[], "NetworkField"]
+
+_ASKS_EVERY = 0.1  # seconds
 
 
 @dataclass(eq=False)
@@ -49,7 +53,7 @@ class Fields:
         self._loading = threading.Lock()
 
     @contextmanager
-    def lend(self, key: Hashable, make: Make) -> Iterator[NetworkField]:
+    def lend(self, key: Hashable, make: Make, stop: Stop = never) -> Iterator[NetworkField]:
         """The field of a key, for as long as the context lasts; waits while another has it.
 
         Parameters
@@ -57,10 +61,22 @@ class Fields:
         key : hashable
         make : callable
             Makes the field if it is not here; errors come out, and nothing is kept then.
+        stop : callable
+            Asked while it waits.
+
+        Raises
+        ------
+        Cancelled
+            If ``stop`` says so.
         """
         kept = self._place(key)
-        with kept.lock:
+        while not kept.lock.acquire(timeout=_ASKS_EVERY):
+            if stop():
+                raise Cancelled
+        try:
             yield self._made(key, kept, make)
+        finally:
+            kept.lock.release()
 
     @contextmanager
     def lend_if_free(self, key: Hashable, make: Make) -> Iterator[NetworkField | None]:

@@ -18,7 +18,7 @@ from napari_arssr._output_choice import Unit
 from napari_arssr._plan import in_command, plain_errors, read_voxels, same_as_file
 from napari_arssr._sight import Sight
 from napari_arssr._warm_up import import_torch
-from napari_arssr.errors import FileError
+from napari_arssr.errors import FileError, UsageError
 from napari_arssr.fitting.cli import as_options, record_of
 from napari_arssr.fitting.pipeline import Watch, askew_stacks, fit, memory_needed, output_grid
 from napari_arssr.fitting.settings import Settings
@@ -139,9 +139,9 @@ class FitPlan:
         FileError, OutOfMemory, UsageError, Cancelled
         """
         for volume, source in zip(self.volumes, sources, strict=True):
-            same_as_file(volume, source, stop)
+            _same_as_whole_file(volume, source, stop)
         if self.mask is not None and mask is not None:
-            same_as_file(self.mask, mask, stop)
+            _same_as_whole_file(self.mask, mask, stop)
         return self.command(sources, mask)
 
     def with_own_mask(self) -> FitPlan:
@@ -321,6 +321,17 @@ class _MovedField:
         """The field at every voxel centre of a grid."""
         found = self._field.sample(grid.moved(self._back), progress=progress, stop=stop)
         return replace(found, affine=grid.affine)
+
+
+def _same_as_whole_file(volume: Volume, source: Path, stop: Stop) -> None:
+    """:func:`same_as_file`, of files that ``fit`` reads: it takes no channel of one."""
+    channel = io.channel_of(volume)
+    if channel is not None:
+        raise UsageError(
+            f"{volume.name} is one of several channels of {source}, and 'fit' takes whole files; "
+            "save the layer first, and the command can name that file."
+        )
+    same_as_file(volume, source, stop)
 
 
 def title_of(names: Sequence[str], reference: Volume, settings: Settings, finest: float) -> str:

@@ -202,6 +202,8 @@ def volume_of_data(data: Any, meta: dict[str, Any], kind: str) -> Volume:
     metadata[_WORLD] = {"unit": _common(units[series:]), "labels": labels}
     if series:
         metadata[_WORLD]["time"] = str(units[0])
+        if _seconds(units[0]) == 0:  # no time: where its frames lie is for layers alone
+            metadata[_WORLD]["first"] = (float(matrix[0, 0]), float(matrix[0, -1]))
     if array.ndim - series == 2:
         if isinstance(array, StoredArray):  # which takes no new axis
             array = _as_dask(array)
@@ -246,6 +248,9 @@ def _placed(volume: Volume) -> tuple[Any, dict[str, Any]]:
     affine = volume.napari_affine_in(_length(_units([unit])[0], volume.name))
     time_unit, seconds = _time_of(volume, world.get("time"))
     affine[:time] /= seconds
+    if time and "first" in world:
+        time_unit = str(world["time"])
+        affine[0, 0], affine[0, -1] = world["first"]
     return volume.data, {
         "name": without_suffix(volume.name),
         "affine": affine,

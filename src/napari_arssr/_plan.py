@@ -24,7 +24,7 @@ from napari_arssr._output_choice import Unit
 from napari_arssr._warm_up import import_torch
 from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, Cancelled, FileError, OutOfMemory, UsageError
-from napari_arssr.lazy import is_in_pieces, is_large, is_loaded, read
+from napari_arssr.lazy import is_in_pieces, is_large, is_loaded, most_to_load, read
 from napari_arssr.memory import available
 from napari_arssr.normalization import Normalizer
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
@@ -159,14 +159,7 @@ class Plan:
             return False
         if done.box is None:
             return True
-        return self.box is not None and all(
-            mine >= its
-            for mine, its in zip(
-                (*self.box.start, *(-n for n in self.box.stop)),
-                (*done.box.start, *(-n for n in done.box.stop)),
-                strict=True,
-            )
-        )
+        return self.box is not None and done.box.common(self.box) == self.box
 
     @property
     def title(self) -> str:
@@ -228,8 +221,9 @@ class Plan:
         if plan.box is not None:
             ends = zip(plan.box.start[::-1], plan.box.stop[::-1], strict=True)
             words += ["--box", ",".join(f"{a}:{b}" for a, b in ends)]
-        if self.frame is not None and self.volume.frames > 1:
-            words += ["--frame", str(self.frame)]
+        frame = self.frame if self.volume.frames > 1 else None
+        parts = {"--frame": frame, "--channel": io.channel_of(self.volume)}
+        words += [word for option, n in parts.items() if n is not None for word in (option, str(n))]
         settings, usual = self.settings, Settings()
         if settings.weights != usual.weights:
             words += ["--weights", os.fspath(settings.weights)]
@@ -253,7 +247,10 @@ class Plan:
         # In letters that every system has in names.
         fineness = self._fineness.replace("×", "x").replace(" ", "").replace("µ", "u")
         box = "" if self.box is None else "_box"
-        return source.with_name(f"{io.stem(source)}_{fineness}{box}{suffix}")
+        # Or the command of one channel would replace what that of another has made.
+        number = io.channel_of(self.volume)
+        channel = "" if number is None else f"_channel{number}"
+        return source.with_name(f"{io.stem(source)}{channel}_{fineness}{box}{suffix}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,7 +318,11 @@ class Workshop:
             def lend(one: Volume, make: Callable[[], NetworkField]) -> Iterator[NetworkField]:
                 nonlocal passed
                 key = _field_key(one, plan, identity, stop)
-                with nullcontext(make()) if key is None else self.fields.lend(key, make) as field:
+                with (
+                    nullcontext(make())
+                    if key is None
+                    else self.fields.lend(key, make, stop) as field
+                ):
                     passed += field.encoding_cost(stored.box or one.grid.box)
                     used.add(key_of(network.name, str(field.device), field.precision))
                     yield field
@@ -350,6 +351,7 @@ class Workshop:
             record = result.metadata["upsampling"] | {
                 "source": plan.volume.name,
                 "frame": plan.frame,
+                "channel": io.channel_of(plan.volume),
                 "memory": settings.memory,
             }
             result = replace(result, metadata=result.metadata | {"upsampling": record})
@@ -434,6 +436,8 @@ def in_command(words: Sequence[str]) -> str:
 def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
     """Make sure that a file holds what a volume's layer shows, to the last voxel; for a thread.
 
+    Of a file with several channels, the one that it was read from.
+
     Raises
     ------
     FileError, OutOfMemory
@@ -445,7 +449,8 @@ def same_as_file(volume: Volume, source: Path, stop: Stop) -> None:
     """
     name = volume.name
     way_out = "save the layer first, and the command can name that file"
-    stored, there = volume.in_storage_order(), io.read(source)
+    there = io.read(source, channel=io.channel_of(volume), most=most_to_load())
+    stored = volume.in_storage_order()
     if stored.data.shape != there.data.shape:
         raise UsageError(f"{name} has another shape than {source}; {way_out}.")
     if stored.grid != there.grid:

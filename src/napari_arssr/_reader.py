@@ -46,7 +46,7 @@ def napari_get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[LayerDa
 
 def _read(path: PathOrPaths) -> list[LayerData]:
     paths = [Path(name) for name in _paths(path)]
-    most = lazy.LARGE // len(paths)
+    most = lazy.most_to_load() // len(paths)
     volumes = [read(path, most=most) for path in paths]
     if len(volumes) == 1:
         return [layer_of(volumes[0])]

@@ -196,8 +196,10 @@ def _upsample(options: argparse.Namespace) -> int:
                     target,
                     box=options.box,
                     frame=options.frame,
+                    channel=options.channel,
                     dtype=options.dtype,
                     settings=settings,
+                    keep=options.skip_existing,
                     progress=line,
                     stop=options.ended,
                 )
@@ -269,6 +271,8 @@ def _summary(result: dict[str, Any], seconds: float) -> str:
     def sizes(values: Sequence[float]) -> str:
         return " × ".join(str(v) if isinstance(v, int) else f"{v:.4g}" for v in values)
 
+    if not result["made"]:
+        return f"{result['output']}: there already, made in the same way"
     box = result["settings"]["box_zyx"]
     part = "" if box is None else f"{sizes([b - a for a, b in zip(*box, strict=True)][::-1])} of "
     frames = "" if result["frames"] == 1 else f" in {result['frames']} frames"
@@ -352,7 +356,13 @@ def _simulate(options: argparse.Namespace) -> int:
 
     model = ScannerModel(options.kind, options.width)
     result = simulate_file(
-        options.input, options.output, options.scale, model, noise=options.noise, seed=options.seed
+        options.input,
+        options.output,
+        options.scale,
+        model,
+        noise=options.noise,
+        seed=options.seed,
+        channel=options.channel,
     )
     if options.json:
         print(json.dumps(result, indent=2))
@@ -449,6 +459,13 @@ def _add_upsample(commands: Any) -> None:
     )
     command.add_argument("--frame", type=int, help="of a 4D file only this frame, from 0")
     command.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave results that are there and would be made again in the same way: a run over "
+        "many files that was broken off goes on",
+    )
+    _add_channel(command)
+    command.add_argument(
         "--weights", default="default", help="a name (see 'weights list') or a file"
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -536,8 +553,15 @@ def _add_simulate(commands: Any) -> None:
         "--noise", type=float, default=0.0, help="Gaussian noise, per cent of the range"
     )
     command.add_argument("--seed", type=int, default=0, help="of the noise")
+    _add_channel(command)
     _add_quiet_and_json(command)
     command.set_defaults(run=_simulate)
+
+
+def _add_channel(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--channel", type=int, help="which channel of a TIFF stack that has several, from 0"
+    )
 
 
 def _add_quiet_and_json(command: argparse.ArgumentParser) -> None:

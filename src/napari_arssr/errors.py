@@ -21,12 +21,20 @@ class NoFrame(UsageError):
     """A frame was asked for that a series does not have: no fault of its file."""
 
 
+class NoChannel(UsageError):
+    """A channel has to be named, or one was that its stack does not have: no fault of its file."""
+
+
 class Coarser(UsageError):
     """A result was asked for whose voxels would be larger than those of its input."""
 
 
 class FileError(ArssrError):
     """A file cannot be read, understood or written."""
+
+
+class NoVolume(FileError):
+    """A file is whole, and what it holds is no volume of real numbers: a picture, for instance."""
 
 
 class Unreadable(FileError):

@@ -132,10 +132,8 @@ class FeatureMap:
         result = torch.empty((*box.shape, channels), dtype=self.dtype, device=self.device)
         for tile in map(as_shape, product(*ranges)):
             corner = self._corner(tile)
-            part = Box(
-                as_shape(max(a, c) for a, c in zip(box.start, corner, strict=True)),
-                as_shape(min(b, c + self.tile) for b, c in zip(box.stop, corner, strict=True)),
-            )
+            part = box.common(Box(corner, as_shape(c + self.tile for c in corner)))
+            assert part is not None  # only tiles that the box reaches
             inside = self._tiles[tile][part.relative_to(corner).slices]
             result[part.relative_to(box.start).slices] = inside
         return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, product
 from typing import Any
 
 import numpy as np
@@ -18,21 +19,37 @@ from napari_arssr.errors import ArssrError, Cancelled, FileError, Unreadable
 from napari_arssr.memory import available
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
-__all__ = ["LARGE", "is_in_pieces", "is_large", "is_loaded", "pieces", "read"]
+__all__ = [
+    "LARGE",
+    "blocks",
+    "depth",
+    "is_in_pieces",
+    "is_large",
+    "is_loaded",
+    "most_to_load",
+    "pieces",
+    "read",
+]
 
 Array = npt.NDArray[Any]
 
 LARGE = 1 << 30
 """Bytes of voxels beyond which they are left where they are, and read as they are wanted."""
 
-
 # So many chunks in a frame, or more, are read one by one.
 _FEWEST = 8
+# So many chunks at least stand for all.
+_FEWEST_LOOKED_AT = 27
+
+
+def most_to_load() -> int:
+    """Bytes of voxels that are loaded when a volume is opened."""
+    return min(LARGE, available() // 4)
 
 
 def is_large(size: int) -> bool:
     """Whether voxels of so many bytes are to be left where they are."""
-    return size > min(LARGE, available() // 4)
+    return size > most_to_load()
 
 
 def is_loaded(array: Any) -> bool:
@@ -42,11 +59,15 @@ def is_loaded(array: Any) -> bool:
 
 def is_in_pieces(array: Any) -> bool:
     """Whether a part can be read without most of its frame: chunks are small beside (z, y, x)."""
-    chunks = getattr(array, "chunks", None)
-    if not isinstance(chunks, tuple):
+    if not isinstance(getattr(array, "chunks", None), tuple):
         return True
-    largest = [max(size) if isinstance(size, tuple) else size for size in chunks[-3:]]
+    largest = [max(sizes) for sizes in _chunks(array)[-3:]]
     return _FEWEST * math.prod(largest) <= math.prod(array.shape[-3:])
+
+
+def depth(array: Any) -> int:
+    """Planes along z that are read at once, whether all are wanted or one of them."""
+    return max(_chunks(array)[-3])
 
 
 def read(
@@ -106,7 +127,7 @@ def pieces(
     """
     length = int(array.shape[0])
     start = taken = 0
-    for size in _sizes(array):
+    for size in _chunks(array)[0]:
         if stop():
             raise Cancelled
         report(start / length, "reading")
@@ -118,6 +139,46 @@ def pieces(
             values = np.asarray(array[first : start : step if step > 1 else None])
         yield slice(taken, taken + len(values)), values
         taken += len(values)
+    report(None, "reading")
+
+
+def blocks(
+    array: Any, enough: int | None = None, report: VagueReport = unheard, stop: Stop = never
+) -> Iterator[Array]:
+    """All of an array, or evenly spread parts of it, as its chunks lie.
+
+    Parameters
+    ----------
+    array : array
+        In memory or not; what has no chunks is read in planes.
+    enough : int, optional
+        As many voxels will do: whole chunks are left out then.
+    report, stop
+        Told and asked before each chunk.
+
+    Raises
+    ------
+    Unreadable, Cancelled
+    """
+    sizes = _chunks(array)
+    step = 1
+    if enough is not None:
+        share = enough / max(1, math.prod(array.shape))
+        fewest = max(_FEWEST_LOOKED_AT, share * math.prod(map(len, sizes)))
+        while math.prod(-(-len(axis) // (step + 1)) for axis in sizes) >= fewest:
+            step += 1
+    starts = [list(accumulate(axis, initial=0)) for axis in sizes]
+    # From the middle of each step: at an array's border there is often nothing.
+    chosen = [range(min(step // 2, len(axis) - 1), len(axis), step) for axis in sizes]
+    count = math.prod(map(len, chosen))
+    for number, index in enumerate(product(*chosen)):
+        if stop():
+            raise Cancelled
+        report(number / count, "reading")
+        places = tuple(slice(s[n], s[n + 1]) for n, s in zip(index, starts, strict=True))
+        with _reading():
+            values = np.asarray(array[places])
+        yield values
     report(None, "reading")
 
 
@@ -135,15 +196,19 @@ def _reading() -> Iterator[None]:
         ) from error
 
 
-def _sizes(array: Any) -> list[int]:
-    """Planes of each piece: the array's own chunks."""
-    length = int(array.shape[0])
+def _chunks(array: Any) -> list[tuple[int, ...]]:
+    """Sizes of an array's chunks along each axis; without any, its planes along the first axis."""
     chunks = getattr(array, "chunks", None)
-    first = chunks[0] if isinstance(chunks, tuple) and chunks else 1
-    if isinstance(first, tuple):  # dask tells every chunk
-        return [int(size) for size in first]
-    step = max(1, int(first))
-    return [min(step, length - start) for start in range(0, length, step)]
+    if not isinstance(chunks, tuple) or not chunks:
+        chunks = (1, *array.shape[1:])
+    return [_along(n, size) for n, size in zip(array.shape, chunks, strict=True)]
+
+
+def _along(length: int, size: Any) -> tuple[int, ...]:
+    if isinstance(size, tuple):  # dask tells every chunk, others one size for all but the last
+        return tuple(map(int, size))
+    step = max(1, int(size))
+    return tuple(min(step, length - start) for start in range(0, length, step))
 
 
 def _reason(error: Exception) -> str:

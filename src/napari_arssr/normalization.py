@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from napari_arssr.choices import NORMALIZATIONS, Normalization
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.lazy import is_loaded, pieces
+from napari_arssr.lazy import blocks, depth, is_large, is_loaded, pieces
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
 __all__ = ["Normalizer", "check_range"]
@@ -20,6 +20,9 @@ __all__ = ["Normalizer", "check_range"]
 _LOW, _HIGH = 0.1, 99.9
 # So many voxels settle them to far below what a network can notice.
 _ENOUGH = 4_000_000
+# Chunks are looked at that hold so many times as many, for neighbours are alike.
+_SPREAD = 8
+_ENOUGH_OF_CHUNK = _ENOUGH // 32
 # A network may overshoot, and a range reaches from far below zero to far above.
 _LARGEST_VALUE = float(np.finfo(np.float32).max) / 8
 
@@ -137,14 +140,26 @@ def _thinned(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> npt.ND
     step = math.ceil((array.size / _ENOUGH) ** (1 / max(array.ndim, 1))) if array.size else 1
     if is_loaded(array):
         return array[(slice(None, None, step),) * array.ndim]
+    if is_large(array.size * array.dtype.itemsize) and depth(array) > 1:
+        return _sampled(array, report, stop)
     plane = (slice(None), *(slice(None, None, step),) * (array.ndim - 1))
     return np.concatenate([part[plane].copy() for _, part in pieces(array, step, report, stop)])
+
+
+def _sampled(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> npt.NDArray[Any]:
+    """Some chunks, thinned: every n-th plane would be in each of them."""
+    found = []
+    for part in blocks(array, _SPREAD * _ENOUGH, report, stop):
+        step = math.ceil((part.size / _ENOUGH_OF_CHUNK) ** (1 / part.ndim))
+        found.append(part[(slice(None, None, step),) * part.ndim].ravel())
+    values = np.concatenate(found)
+    return values[:: -(-values.size // _ENOUGH)]
 
 
 def _extremes(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> tuple[float, float]:
     """The smallest and the largest finite value."""
     found = []
-    there = [array] if is_loaded(array) else (part for _, part in pieces(array, 1, report, stop))
+    there = [array] if is_loaded(array) else blocks(array, report=report, stop=stop)
     for part in there:
         if (finite := _finite(part)).size:
             found += [float(finite.min()), float(finite.max())]

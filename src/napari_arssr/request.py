@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.interpolation import linear_support
+from napari_arssr.lazy import is_loaded, read
 from napari_arssr.volume import Box, Grid, IndexMap, Volume, in_span, nearest_voxel
 
 __all__ = ["Request", "covered", "nearest_values"]
@@ -118,11 +119,17 @@ def covered(grid: Grid, source: Grid) -> npt.NDArray[np.bool_]:
 
 
 def nearest_values(volume: Volume, grid: Grid) -> npt.NDArray[Any]:
-    """A volume's voxels nearest to those of a grid; 0 beyond its span."""
+    """A volume's voxels nearest to those of a grid; 0 beyond its span.
+
+    Of what is not in memory only the part around the grid is read.
+    """
     request = Request.of(grid, volume.grid)
-    found = np.empty(grid.shape, dtype=volume.data.dtype)
+    part = volume.grid.box if is_loaded(volume.data) else request.support(grid.box)
+    data = read(volume.data, volume.name, part.slices)
+    found = np.empty(grid.shape, dtype=data.dtype)
     for plane in _planes(grid):
-        values = volume.data[request.nearest(plane)]
+        index = zip(request.nearest(plane), part.start, strict=True)
+        values = data[tuple(axis - start for axis, start in index)]
         found[plane.slices] = np.where(request.inside(plane), values, values.dtype.type(0))
     return found
 

@@ -29,6 +29,7 @@ def simulate_file(
     *,
     noise: float = 0.0,
     seed: int = 0,
+    channel: int | None = None,
 ) -> dict[str, Any]:
     """Make an LR file of an HR file.
 
@@ -47,6 +48,8 @@ def simulate_file(
         Standard deviation of Gaussian noise, per cent of the volume's range.
     seed : int
         Of the noise.
+    channel : int, optional
+        Which channel of a TIFF stack; needed where there are several.
 
     Returns
     -------
@@ -61,7 +64,7 @@ def simulate_file(
     if seed < 0:
         raise UsageError(f"A seed is a whole number of at least 0, not {seed!r}.")
     output = io.check_output(output, [io.check_input(source)])
-    volume = io.read(source)
+    volume = io.read(source, channel=channel)
     if not np.isfinite(volume.data).all():
         raise UsageError(
             f"{volume.name}: a scanner cannot be simulated on voxels that are not finite; "
@@ -75,6 +78,8 @@ def simulate_file(
     settings: dict[str, Any] = {"kind": NEAREST_LABEL}
     if not labels:
         settings = {"kind": model.kind, "width": model.width, "noise_percent": noise, "seed": seed}
+    if channel is not None:
+        settings["channel"] = channel
     generator = np.random.default_rng(seed)
 
     def measured(frame: Volume) -> npt.NDArray[Any]:

@@ -230,11 +230,17 @@ def _encode(
     dtype = choose_precision(precision, there, bfloat16_is_safe=loaded.bfloat16)
     normalizer = _fit(volume, normalize, loaded, stop)
     least = NetworkField.least_memory(loaded.model, volume.grid.shape, dtype, orientations)
-    whole = whole and is_loaded(volume.data) and fits_whole(volume.grid, memory)
     # Still to come: the volume's spline coefficients and a chunk's activations; on the CPU also
     # the volume in network units, a slab of the result, and what is done beside it.
-    ready = bytes_ready(volume.grid) if whole else 0
-    extra = _WORKSPACE + (ready // 2 if there.type == "cuda" else ready + held)
+    extra = _WORKSPACE + (0 if there.type == "cuda" else held)
+    ready = bytes_ready(volume.grid) // (2 if there.type == "cuda" else 1)
+    whole = (
+        whole
+        and is_loaded(volume.data)
+        and fits_whole(volume.grid, memory)
+        and _left(there, memory, extra + ready) >= least
+    )
+    extra += ready if whole else 0
     smaller = "smaller weights" if orientations == 1 else "fewer orientations"
     try:
         budget = _budget(there, memory, extra, least, smaller)
@@ -348,7 +354,6 @@ def upsample(
         )
 
     if labels:
-        volume = _read(volume, None, stop)
         for number in range(volume.frames):
             part = _part_of(progress, number, volume.frames)
             filled(number, _labels(volume.frame(number), grid, part, stop))
@@ -377,8 +382,10 @@ def upsample_file(
     *,
     box: Box | Callable[[Grid], Box] | None = None,
     frame: int | None = None,
+    channel: int | None = None,
     dtype: str | None = None,
     settings: Settings | None = None,
+    keep: bool = False,
     progress: Report = unheard,
     stop: Stop = never,
 ) -> dict[str, Any]:
@@ -395,24 +402,29 @@ def upsample_file(
     box : Box, or a function that takes the input's grid to one
     frame : int, optional
         Of a 4D file only this frame.
+    channel : int, optional
+        Which channel of a TIFF stack; needed where there are several.
     dtype : str, optional
         Number type in the file, float32 by default; ``same`` is the input's type and scale
         factors, rounded and clipped.
     settings : Settings
+    keep : bool
+        Leave a result that is there, later than the source and with the same settings in its
+        header.
     progress, stop
         See :func:`upsample`.
 
     Returns
     -------
     dict
-        What was done, ready for JSON: files, shapes, spacings, settings. The file's header
-        holds the settings too.
+        What was done, ready for JSON: files, shapes, spacings, settings, and whether the file
+        was ``made`` or is left from before. The file's header holds the settings too.
     """
     from napari_arssr import io
 
     settings = settings or Settings()
     output = io.check_output(output, [io.check_input(source)])
-    volume = _input(source, frame, part=box is not None)
+    volume = _input(source, frame, channel, part=box is not None, memory=settings.memory)
     try:
         chosen = box(volume.grid) if callable(box) else box
     except UsageError as error:
@@ -440,7 +452,21 @@ def upsample_file(
             normalizer = normalizers[number] if normalizers else None
             return job.slabs(number, normalizer, _afresh, part, stop)
 
-    record |= {"frame": frame}
+    record |= {"frame": frame, "channel": channel, "dtype": str(number_type)}
+    told = {
+        "input": str(source),
+        "output": str(output),
+        "frames": volume.frames,
+        # As the command line prints them: in the file's own order.
+        "input_shape": volume.grid.shape[::-1],
+        "output_shape": grid.shape[::-1],
+        "input_spacing_mm": [round(s, 6) for s in volume.spacing[::-1]],
+        "output_spacing_mm": [round(s, 6) for s in grid.spacing[::-1]],
+        "settings": record,
+        "made": True,
+    }
+    if keep and io.is_up_to_date(output, source, io.record_of(record)):
+        return told | {"made": False}
     with io.create(
         output,
         grid,
@@ -457,17 +483,7 @@ def upsample_file(
         for number in range(volume.frames):
             for slab in slabs(number, _part_of(progress, number, volume.frames)):
                 out.write(slab)
-    return {
-        "input": str(source),
-        "output": str(output),
-        "frames": volume.frames,
-        # As the command line prints them: in the file's own order.
-        "input_shape": volume.grid.shape[::-1],
-        "output_shape": grid.shape[::-1],
-        "input_spacing_mm": [round(s, 6) for s in volume.spacing[::-1]],
-        "output_spacing_mm": [round(s, 6) for s in grid.spacing[::-1]],
-        "settings": record,
-    }
+    return told
 
 
 def _labels_record(target: Target, box: Box | None) -> dict[str, Any]:
@@ -484,19 +500,23 @@ def _labels(volume: Volume, grid: Grid, progress: Report, stop: Stop) -> Iterato
         progress(slab.stop[0] / grid.shape[0], "labels")
 
 
-def _input(source: str | os.PathLike[str], frame: int | None, *, part: bool) -> Volume:
-    """The volume of a file; where a part of it is wanted, its voxels stay there if they can."""
+def _input(
+    source: str | os.PathLike[str],
+    frame: int | None,
+    channel: int | None,
+    *,
+    part: bool,
+    memory: int | None,
+) -> Volume:
+    """The volume of a file; its voxels stay there if a part is wanted, or there is little room."""
     from napari_arssr import io
 
-    if not part:
-        return io.read(source, frame=frame)
-    # To be read in parts a gzip file is unpacked on the disk: only where memory has no room for it.
-    zipped = io.known_suffix(source) == ".nii.gz"
-    volume = io.read(source, frame=frame, most=available() // 2 if zipped else 0)
-    data: Any = volume.data
-    if isinstance(data, io.StoredArray) and io.is_called_label_map(volume):
-        return io.read(source, frame=frame)  # whose voxels say whether it is one
-    return volume
+    room = available() if memory is None else min(memory, available())
+    most = room // _SHARE_OF_INPUT
+    if part:
+        # To be read in parts a gzip file is unpacked on the disk: only where it must be.
+        most = room // 2 if io.known_suffix(source) == ".nii.gz" else 0
+    return io.read(source, frame=frame, channel=channel, most=most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -759,21 +779,28 @@ def _gigabytes(size: float) -> str:
 
 def _budget(device: torch.device, memory: int | None, extra: int, least: int, way_out: str) -> int:
     """Bytes for features and the encoder's work: what ``memory`` leaves after all else."""
+    left = _left(device, memory, extra)
+    if left >= least:
+        return left
+    if memory is None or for_work(device, memory) < memory:
+        return least  # what is free may be too little or just do
+    raise UsageError(
+        f"{_gigabytes(memory)} of memory are too little: this volume and these weights "
+        f"need {_gigabytes(memory - left + least)}; allow more, or choose {way_out}."
+    )
+
+
+def _left(device: torch.device, memory: int | None, extra: int) -> int:
+    """Bytes that are left of ``memory``, or of what is free, beside ``extra``; perhaps below 0."""
     import psutil
 
     most = for_work(device, memory)
-    if memory is None or most < memory:  # as much as is free, which may be too little or just do
-        return max(most - extra, least)
-    # What this process has taken on a GPU is for work that is over, or not for this one.
-    taken = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-    left = memory - taken - extra
-    if left < least:
-        raise UsageError(
-            f"{_gigabytes(memory)} of memory are too little: this volume and these weights "
-            f"need {_gigabytes(taken + extra + least)}; allow more, or choose {way_out}."
-        )
-    return left
+    # What this process has taken on a GPU is for work that is over, or not for this one, and what
+    # is free on the CPU is so beside it.
+    beside = device.type == "cuda" or memory is None or most < memory
+    return most - extra - (0 if beside else psutil.Process().memory_info().rss)
 
 
 _LABEL_PLANES = 16
 _WORKSPACE = 256 << 20
+_SHARE_OF_INPUT = 4  # of what may be taken

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import NoFrame, UsageError
+from napari_arssr.lazy import depth, is_loaded, most_to_load
 
 __all__ = [
     "MOST_VOXELS",
@@ -811,10 +812,15 @@ class Volume:
     def slabs(self, voxels: int) -> Iterator[Volume]:
         """The planes of a frame, then those of the next, in slabs of about ``voxels``.
 
-        As 3D volumes whose arrays are views: what lies in a file is read slab by slab.
+        As 3D volumes whose arrays are views: what lies in a file is read slab by slab. Slabs end
+        where chunks do, unless those are too large to be held.
         """
         planes, rows, columns = self.grid.shape
         thickness = min(planes, max(1, voxels // (rows * columns)))
+        if not is_loaded(self.data):
+            chunk = depth(self.data)
+            if chunk * rows * columns * self.data.dtype.itemsize <= most_to_load():
+                thickness = max(chunk, thickness - thickness % chunk)
         for number in range(self.frames):
             frame = self.frame(number)
             for box in frame.grid.box.blocks((thickness, rows, columns)):

@@ -212,6 +212,8 @@ def prepare(
     volume = io.read(path)
     if volume.data.ndim != 3:
         raise UsageError(f"{path} has {volume.frames} frames; score each in a file of its own.")
+    if io.is_label_map(volume):
+        raise UsageError(f"{path}: its voxels are labels, not intensities; there is no scan.")
     if volume.data.dtype.kind not in "iuf":
         raise UsageError(f"{path} holds {volume.data.dtype} and not real numbers.")
     data = volume.data.astype(np.float32)

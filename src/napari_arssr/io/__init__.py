@@ -7,12 +7,12 @@ Oblique and sheared affines are kept exactly. Micrometres and metres become mill
 milli- and microseconds become seconds; a unit that is not stated counts as mm or s. Integers
 with scale factors become real values in float32, all else keeps its number type.
 
-**TIFF** (``.tif``, ``.tiff``; ImageJ, OME and plain). One channel, ZYX or TZYX. Voxel sizes come
-from ImageJ's or OME's metadata, else from the resolution tags, else they are 1 mm; a z step that
-is not stated is the size of a pixel. ImageJ's straight-line calibration gives real values: int16
-where it only stands for a sign, else float32. TIFF knows no orientation: a stack is placed by
-:meth:`~napari_arssr.volume.Grid.unoriented`, and a volume written to TIFF keeps its voxel sizes
-but loses orientation and origin. A stack of one plane cannot be told from a picture, and is
+**TIFF** (``.tif``, ``.tiff``; ImageJ, OME and plain). ZYX or TZYX; of several channels one. Voxel
+sizes come from ImageJ's or OME's metadata, else from the resolution tags, else they are 1 mm; a z
+step that is not stated is the size of a pixel. ImageJ's straight-line calibration gives real
+values: int16 where it only stands for a sign, else float32. TIFF knows no orientation: a stack is
+placed by :meth:`~napari_arssr.volume.Grid.unoriented`, and a volume written to TIFF keeps its voxel
+sizes but loses orientation and origin. A stack of one plane cannot be told from a picture, and is
 refused as one.
 
 A file under its final name is always whole: it is written under a hidden name beside it,
@@ -23,10 +23,12 @@ flushed to the disk, and renamed. Commands replace no file that another program 
 from __future__ import annotations
 
 from napari_arssr.io.casting import cast
+from napari_arssr.io.channels import Channel
 from napari_arssr.io.origin import (
     LABEL,
     LABEL_INTENTS,
     Origin,
+    channel_of,
     is_called_label_map,
     is_label_map,
     origin_of,
@@ -43,8 +45,8 @@ from napari_arssr.io.paths import (
     volumes_in,
     without_suffix,
 )
-from napari_arssr.io.reading import read
-from napari_arssr.io.results import check_output, is_result
+from napari_arssr.io.reading import channels_of, read
+from napari_arssr.io.results import check_output, is_result, is_up_to_date
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.writing import SlabWriter, create, write
 
@@ -52,10 +54,13 @@ __all__ = [
     "LABEL",
     "LABEL_INTENTS",
     "SUFFIXES",
+    "Channel",
     "Origin",
     "SlabWriter",
     "StoredArray",
     "cast",
+    "channel_of",
+    "channels_of",
     "check_input",
     "check_output",
     "content_sha256",
@@ -64,6 +69,7 @@ __all__ = [
     "is_called_label_map",
     "is_label_map",
     "is_result",
+    "is_up_to_date",
     "known_suffix",
     "origin_of",
     "provenance_of",

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from napari_arssr.io.channels import Channel
 from napari_arssr.io.paths import stem
 from napari_arssr.volume import Grid, Volume
 
@@ -19,6 +21,7 @@ __all__ = [
     "LABEL_INTENTS",
     "Layout",
     "Origin",
+    "channel_of",
     "is_label_map",
     "is_record",
     "origin_of",
@@ -36,9 +39,15 @@ LABEL = 1002
 LABEL_INTENTS = (LABEL, 1003)
 """The intents of label maps; 1003 is one of NeuroNames' numbers."""
 
-# BIDS (dseg, mask), FreeSurfer (aseg, aparc, wmparc) and what people write.
-_LABEL_NAMES = re.compile(r"(?<![a-z])(?:dseg|aseg|seg|label|a?parc|wmparc|mask(?![a-z]))")
+# BIDS (dseg, mask), FreeSurfer (aseg, aparc, wmparc) and what people write; labelled and segment
+# are words of other things.
+_LABEL_NAMES = re.compile(
+    r"(?<![a-z])(?:[da]?seg|segmentations?|labels?|label[-_]?maps?|(?:a|wm)?parc(?:ellations?)?"
+    r"|masks?)(?![a-z])"
+)
+_ALIKE = 0.3  # of neighbours at least have the same label; in scans a few per cent
 _LARGEST_LABEL = 2**31 - 1
+_BINARY = 2  # values of a mask, however small its parts
 
 ALIGNED = 2
 """Form code of an affine that came from somewhere, though not from a scanner."""
@@ -64,6 +73,8 @@ class Origin:
         qform's code, and the 4×4 matrix from the affine's world to the qform's, row by row.
     intent : tuple
         NIfTI's intent: code, three parameters, name.
+    channel : Channel, optional
+        Which of the file's channels the volume is; None where it has one only.
     display_range : tuple of two floats
         Values to show as black and white (``cal_min``, ``cal_max``); (0, 0) when not stated.
     states_spacing : bool
@@ -82,6 +93,7 @@ class Origin:
     form_code: int = ALIGNED
     qform: tuple[int, tuple[tuple[float, ...], ...]] | None = None
     intent: tuple[int, tuple[float, float, float], str] = (0, (0.0, 0.0, 0.0), "")
+    channel: Channel | None = None
     display_range: tuple[float, float] = (0.0, 0.0)
     states_spacing: bool = True
     description: str = ""
@@ -92,6 +104,12 @@ def origin_of(volume: Volume) -> Origin:
     """What the volume's file said, or the defaults where there is none."""
     origin = volume.metadata.get("origin")
     return origin if isinstance(origin, Origin) else Origin()
+
+
+def channel_of(volume: Volume) -> int | None:
+    """Which of its file's channels the volume is, from 0; None where the file has one only."""
+    channel = origin_of(volume).channel
+    return None if channel is None else channel.number
 
 
 def provenance_of(volume: Volume) -> str:
@@ -126,9 +144,15 @@ def is_record(text: str) -> bool:
 
 
 def is_called_label_map(volume: Volume) -> bool:
-    """Whether the file's intent or its name says so; the voxels of :func:`is_label_map` too."""
-    name = stem(volume.name).lower()
-    return origin_of(volume).intent[0] in LABEL_INTENTS or bool(_LABEL_NAMES.search(name))
+    """Whether the file's intent or its name says so, or its channel's.
+
+    The voxels of :func:`is_label_map` too.
+    """
+    origin = origin_of(volume)
+    names = [stem(volume.name), origin.channel.name if origin.channel else ""]
+    return origin.intent[0] in LABEL_INTENTS or any(
+        _LABEL_NAMES.search(name.lower()) for name in names
+    )
 
 
 def is_label_map(volume: Volume) -> bool:
@@ -136,17 +160,36 @@ def is_label_map(volume: Volume) -> bool:
 
     That is what the file's intent says, or its name (``dseg``, ``aseg``, ``seg``, ``label``,
     ``parc``, ``mask``), and its voxels do not say otherwise: all are whole numbers. Many
-    programs store those as floating-point numbers; voxels still in a file are not looked at.
+    programs store those as floating-point numbers. A name alone may be that of a scan (one with
+    labelled blood, say): there, neighbours seldom have the same value. Of voxels
+    still in a file, number type and a few planes are looked at.
     """
     if not is_called_label_map(volume):
         return False
-    if volume.data.dtype.kind in "iu":
-        return True
     data: Any = volume.data
-    return isinstance(data, np.ndarray) and all(
-        bool(((np.rint(plane) == plane) & (np.abs(plane) <= _LARGEST_LABEL)).all())
-        for plane in data.reshape(-1, *data.shape[-2:])
-    )
+    whole = isinstance(data, np.ndarray)
+    count = data.shape[-3]
+    planes = range(count) if whole else sorted({n * count // 4 for n in (1, 2, 3)})
+    frames: list[tuple[int, ...]] = list(np.ndindex(data.shape[:-3]))
+    looked = (np.asarray(data[(*t, z)]) for t in (frames if whole else frames[:1]) for z in planes)
+    if origin_of(volume).intent[0] in LABEL_INTENTS:
+        return data.dtype.kind in "iu" or all(map(_are_labels, looked))
+    values: set[float] = set()
+    pairs = alike = 0
+    for plane in looked:
+        if data.dtype.kind not in "iub" and not _are_labels(plane):
+            return False
+        if len(values) <= _BINARY:
+            values.update(np.unique(plane).tolist())
+        one, other = plane[:, 1:], plane[:, :-1]
+        inside = (one != 0) | (other != 0)
+        pairs += int(np.count_nonzero(inside))
+        alike += int(np.count_nonzero(inside & (one == other)))
+    return len(values) <= _BINARY or alike >= _ALIKE * pairs
+
+
+def _are_labels(plane: npt.NDArray[Any]) -> bool:
+    return bool(((np.rint(plane) == plane) & (np.abs(plane) <= _LARGEST_LABEL)).all())
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ __all__ = [
 SUFFIXES = (".nii", ".nii.gz", ".img", ".hdr", ".tif", ".tiff")
 """What can be read and written, in lower or upper case."""
 
+_ZARR = (".zarray", ".zgroup", "zarr.json")  # one of them is in every store
+
 KNOWN = "NIfTI (.nii, .nii.gz, .img with .hdr) or a TIFF stack (.tif)"
 """The same in words, for messages."""
 
@@ -85,13 +87,19 @@ def volumes_in(folder: AnyPath) -> list[Path]:
     Raises
     ------
     FileError
-        If the folder is missing, is a file, or cannot be listed.
+        If the folder is missing, is a file or a zarr store, or cannot be listed.
     """
     folder = Path(folder)
     try:
+        there = list(folder.iterdir())
+        if any(path.name in _ZARR for path in there):
+            raise FileError(
+                f"{folder} is a zarr store, which is not read from here; open it in napari, where "
+                "a layer is upsampled wherever its voxels lie, or convert it to TIFF or NIfTI."
+            )
         found = sorted(
             path
-            for path in folder.iterdir()
+            for path in there
             if known_suffix(path) and not path.name.startswith(".") and _names_a_file(path)
         )
     except FileNotFoundError:

@@ -9,14 +9,17 @@ import numpy as np
 
 from napari_arssr.errors import FileError
 from napari_arssr.io import nifti, tiff
+from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.paths import KNOWN, AnyPath, files_of, known_suffix
 from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
 
-__all__ = ["read"]
+__all__ = ["channels_of", "read"]
 
 
-def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) -> Volume:
+def read(
+    path: AnyPath, *, most: int | None = None, frame: int | None = None, channel: int | None = None
+) -> Volume:
     """Read a NIfTI image or a TIFF stack.
 
     Parameters
@@ -29,6 +32,9 @@ def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) ->
         whose planes cannot be read one by one.
     frame : int, optional
         Of a series only this frame, as a 3D volume; no other frame's voxels are held.
+    channel : int, optional
+        Which channel of a TIFF stack, from 0; needed where there are several
+        (:func:`channels_of`). No other channel's voxels are held.
 
     Returns
     -------
@@ -39,8 +45,9 @@ def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) ->
 
     Raises
     ------
-    NoFrame
-        If there is no such frame; a UsageError.
+    NoFrame, NoChannel
+        If there is no such frame or channel, or several channels and none is named;
+        UsageErrors.
     FileError
         If the file is missing, unreadable, damaged, of another kind, not 3D or 4D, not of real
         numbers, or its voxel sizes or affine cannot be.
@@ -51,13 +58,30 @@ def read(path: AnyPath, *, most: int | None = None, frame: int | None = None) ->
     with reading(path):
         _check(path)
         if known_suffix(path) in tiff.SUFFIXES:
-            return tiff.read(path, most) if frame is None else _frame_of_tiff(path, most, frame)
+            if frame is None:
+                return tiff.read(path, most, channel)
+            return _frame_of_tiff(path, most, frame, channel)
+        chosen(path, (Channel(),), channel)
         return nifti.read(path, most, frame)
 
 
-def _frame_of_tiff(path: Path, most: int | None, frame: int) -> Volume:
+def channels_of(path: AnyPath) -> tuple[Channel, ...]:
+    """The channels that a file has, one or more; its voxels are not read.
+
+    Raises
+    ------
+    FileError
+        As :func:`read`.
+    """
+    path = Path(path)
+    with reading(path):
+        _check(path)
+        return tiff.channels(path) if known_suffix(path) in tiff.SUFFIXES else (Channel(),)
+
+
+def _frame_of_tiff(path: Path, most: int | None, frame: int, channel: int | None) -> Volume:
     """A frame; no other's voxels are held, and where its planes can be told apart none is read."""
-    one = tiff.read(path, most=0).frame(frame)
+    one = tiff.read(path, most=0, channel=channel).frame(frame)
     if most is None or one.data.size * one.data.dtype.itemsize <= most:
         one = replace(one, data=np.array(one.data))
     return one

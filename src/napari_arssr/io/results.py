@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from napari_arssr.io.origin import is_record
 from napari_arssr.io.paths import AnyPath, check_place, files_of, known_suffix
 from napari_arssr.io.troubles import reading
 
-__all__ = ["check_output", "is_result"]
+__all__ = ["check_output", "is_result", "is_up_to_date"]
 
 
 def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
@@ -56,13 +57,36 @@ def is_result(path: AnyPath) -> bool:
     That is a result of ``upsample``, ``simulate`` or ``fit``, of either command line or window.
     No voxel is looked at; a file that cannot be read is none.
     """
-    path = Path(path)
+    return is_record(_record_in(Path(path)))
+
+
+def is_up_to_date(path: AnyPath, source: AnyPath, record: str) -> bool:
+    """Whether a file is what would be made of a source again: later, and in the same way.
+
+    Parameters
+    ----------
+    path : path
+        Of the result, if there is one.
+    source : path
+        What it would be made of.
+    record : str
+        What :func:`record_of` says of how.
+    """
+    path, source = Path(path), Path(source)
+    found = _record_in(path)
+    if not is_record(found) or json.loads(found) != json.loads(record):
+        return False
+    made, given = (max(one.stat().st_mtime for one in files_of(p)) for p in (path, source))
+    return made >= given
+
+
+def _record_in(path: Path) -> str:
     read = tiff.provenance if known_suffix(path) in tiff.SUFFIXES else nifti.provenance
     try:
         with reading(path):
-            return is_record(read(path))
+            return read(path)
     except FileError:
-        return False
+        return ""
 
 
 def _holds_something(file: Path) -> bool:

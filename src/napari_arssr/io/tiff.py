@@ -22,8 +22,9 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from napari_arssr.errors import FileError
+from napari_arssr.errors import ArssrError, FileError, NoVolume
 from napari_arssr.io.casting import real_dtype, real_values
+from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import Layout, Origin
 from napari_arssr.io.stored import StoredArray, StoredImage
 from napari_arssr.io.troubles import closing, cut_off, not_real, reading
@@ -32,7 +33,7 @@ from napari_arssr.volume import Grid, Triple, Volume
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
-__all__ = ["DTYPES", "SUFFIXES", "provenance", "read", "start"]
+__all__ = ["DTYPES", "SUFFIXES", "channels", "provenance", "read", "start"]
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -75,11 +76,14 @@ _KEPT = 1 << 28  # bytes of planes that were unpacked
 _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 
 
-def read(path: Path, most: int | None = None) -> Volume:
-    """Read one stack; see :func:`napari_arssr.io.read`."""
+def read(path: Path, most: int | None = None, channel: int | None = None) -> Volume:
+    """Read one stack, or a channel of it; see :func:`napari_arssr.io.read`."""
     with _opened(path) as tiff:
         series = _only_series(path, tiff)
         axes = _sizes(path, series)
+        one = chosen(path, _channels(tiff, axes), channel)
+        number = 0 if one is None else one.number
+        part = tuple(number if axis == "C" else slice(None) for axis in axes)
         said = _metadata(tiff)
         slope, intercept = _calibration(path, tiff, series.dtype)
         native = series.dtype.newbyteorder("=")
@@ -90,12 +94,17 @@ def read(path: Path, most: int | None = None) -> Volume:
         else:
             convert = partial(real_values, slope=slope, intercept=intercept)
             real = real_dtype(native, slope, intercept)
+        size = math.prod(n for axis, n in axes.items() if axis != "C") * real.itemsize
+        large = most is not None and size > most
         data: Any = None  # an array, or what reads one
-        if most is not None and math.prod(axes.values()) * real.itemsize > most:
-            data = _left_in_file(path, series, tuple(axes.values()), real, convert)
+        if large or one is not None:  # the planes of other channels are not read
+            data = _left_in_file(path, series, axes, number, dtype=real, convert=convert)
         if data is None:
-            data = np.ascontiguousarray(convert(series.asarray().reshape(*axes.values())))
-    if tuple(axes)[:2] == ("Z", "T"):
+            stored = series.asarray().reshape(*axes.values())[part]
+            data = np.ascontiguousarray(convert(stored))
+        else:
+            data = data[part] if large else np.asarray(data[part])
+    if [axis for axis in axes if axis in "TZ"] == ["Z", "T"]:
         data = data.transpose(1, 0, 2, 3)
         data = np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data
     shape = data.shape[-3:]
@@ -116,6 +125,7 @@ def read(path: Path, most: int | None = None) -> Volume:
                 slope=slope,
                 intercept=intercept,
                 states_spacing=said.states_spacing,
+                channel=one,
                 description=said.description,
                 provenance=said.provenance,
             )
@@ -126,11 +136,20 @@ def read(path: Path, most: int | None = None) -> Volume:
 def _left_in_file(
     path: Path,
     series: TiffPageSeries,
-    shape: tuple[int, ...],
+    axes: Mapping[str, int],
+    channel: int,
+    *,
     dtype: np.dtype[Any],
     convert: Callable[[Array], Array],
 ) -> StoredArray | None:
-    """The voxels as an array that reads what is indexed; None where no plane stands alone."""
+    """The voxels as an array that reads what is indexed; None where no plane stands alone.
+
+    Those of all channels, of which only that one is going to be read.
+    """
+    *leading, y, x = axes
+    if (y, x) != ("Y", "X"):
+        return None
+    shape = tuple(axes.values())
     offset = series.dataoffset
     if offset is not None:
         stored = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
@@ -142,7 +161,8 @@ def _left_in_file(
         )
     if len(series) != math.prod(shape[:-2]):
         return None
-    return StoredArray(_StoredPlanes(path, shape, dtype, convert))
+    first = np.ravel_multi_index([channel if axis == "C" else 0 for axis in leading], shape[:-2])
+    return StoredArray(_StoredPlanes(path, shape, dtype, convert, int(first)))
 
 
 class _StoredPlanes:
@@ -154,6 +174,7 @@ class _StoredPlanes:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         convert: Callable[[Array], Array],
+        first: int,
     ) -> None:
         import tifffile
 
@@ -168,7 +189,7 @@ class _StoredPlanes:
             self._tiff = tifffile.TiffFile(path)
             # Closed with the last array that needs it, and not by chance later.
             weakref.finalize(self, self._tiff.close)
-            self._plane(0)  # a way of packing that is not known here is said now
+            self._plane(first)  # a way of packing that is not known here is said now
 
     def read(self, picks: Sequence[range]) -> Array:
         """The voxels at every combination of the indices picked; planes are read whole."""
@@ -195,6 +216,12 @@ class _StoredPlanes:
         return plane
 
 
+def channels(path: Path) -> tuple[Channel, ...]:
+    """The channels of a stack, one or more; its voxels are not read."""
+    with _opened(path) as tiff:
+        return _channels(tiff, _sizes(path, _only_series(path, tiff)))
+
+
 def provenance(path: Path) -> str:
     """What ImageJ's "Info" says of how a stack was made; its voxels are not read."""
     with _opened(path) as tiff:
@@ -217,7 +244,7 @@ def _plainly(path: Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (FileError, OSError, MemoryError):
+    except (ArssrError, OSError, MemoryError):
         raise
     except Exception as error:
         if "imagecodecs" in str(error):
@@ -264,7 +291,7 @@ def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:
             f"{path} is cut off: its list of planes leads beyond its end; copy it again."
         )
     if len(tiff.series) != 1:
-        raise FileError(
+        raise NoVolume(
             f"{path} holds {len(tiff.series)} images; save the one that is meant as a file of its "
             "own."
         )
@@ -278,7 +305,7 @@ def _only_series(path: Path, tiff: TiffFile) -> TiffPageSeries:
     photometric = getattr(series.keyframe.photometric, "name", "")
     kind = series.dtype.kind
     if photometric in ("RGB", "PALETTE", "CFA", "YCBCR", "CIELAB", "SEPARATED"):
-        raise FileError(f"{path} is a colour image; save one channel as a grey stack.")
+        raise NoVolume(f"{path} is a colour image; save one channel as a grey stack.")
     if kind not in "iuf":
         name = "boolean" if kind == "b" else "complex" if kind == "c" else str(series.dtype)
         raise not_real(path, name)
@@ -325,24 +352,30 @@ def _list_of_planes_ends(path: Path, tiff: TiffFile) -> bool:
 
 
 def _sizes(path: Path, series: TiffPageSeries) -> dict[str, int]:
-    """Sizes by axis, of ZYX, TZYX or ZTYX; unnamed axes count as time and z."""
+    """Sizes by axis, of ZYX, TZYX or ZTYX, and C wherever several channels are.
+
+    Unnamed axes count as time and z.
+    """
     sizes = [
-        (axis, n)
+        ("C" if axis == "S" else axis, n)  # samples of a pixel that are no colours
         for axis, n in zip(series.axes, series.shape, strict=True)
         if n > 1 or axis in "YX"
     ]
     text = "×".join(str(n) for _, n in sizes)
     names = [axis for axis, _ in sizes]
-    channels = math.prod(n for axis, n in sizes if axis in "CS")
-    if channels > 1:
-        raise FileError(f"{path} has {channels} channels; save one of them as a file of its own.")
-    if names[-2:] != ["Y", "X"]:
-        raise FileError(f"{path} has axes {''.join(names)} ({text}), not planes of rows; save ZYX.")
-    if len(names) == 2:
-        raise FileError(f"{path} is 2D ({text}), not 3D; give a stack of planes.")
-    leading = ["?" if axis in "QI" else axis for axis in names[:-2]]
+    of_one = [axis for axis in names if axis != "C"]
+    if of_one[-2:] != ["Y", "X"]:
+        raise NoVolume(f"{path} has axes {''.join(names)} ({text}), not planes of rows; save ZYX.")
+    leading = ["?" if axis in "QI" else axis for axis in of_one[:-2]]
+    if not leading and "C" in names:
+        raise NoVolume(
+            f"{path} is 2D with several channels ({text}), not 3D; if its channels are planes, "
+            "swap the axes (in ImageJ: Image > Properties)."
+        )
+    if not leading:
+        raise NoVolume(f"{path} is 2D ({text}), not 3D; give a stack of planes.")
     if leading == ["T"]:
-        raise FileError(
+        raise NoVolume(
             f"{path} is a time series of 2D images ({text}); if its frames are planes, swap the "
             "axes (in ImageJ: Image > Properties)."
         )
@@ -354,11 +387,34 @@ def _sizes(path: Path, series: TiffPageSeries) -> dict[str, int]:
             leading[0] = "Z" if leading[1] == "T" else "T"
         if leading[1] == "?":
             leading[1] = "T" if "Z" in given else "Z"
-    if leading not in (["Z"], ["T", "Z"], ["Z", "T"]):
-        raise FileError(
-            f"{path} has axes {''.join(names)} ({text}), more than z, y, x and time; save ZYX."
+    if leading not in (["Z"], ["T", "Z"], ["Z", "T"]) or names.count("C") > 1:
+        raise NoVolume(
+            f"{path} has axes {''.join(names)} ({text}), more than z, y, x, time and channel; save "
+            "ZYX."
         )
-    return dict(zip([*leading, "Y", "X"], (n for _, n in sizes), strict=True))
+    known = iter([*leading, "Y", "X"])
+    return {"C" if axis == "C" else next(known): n for axis, n in sizes}
+
+
+def _channels(tiff: TiffFile, axes: Mapping[str, int]) -> tuple[Channel, ...]:
+    """The channels of a stack of such axes, with names where the file has one for each."""
+    count = axes.get("C", 1)
+    if tiff.ome_metadata:
+        pixels = _ome_pixels(tiff.ome_metadata)
+        within = () if pixels is None else tuple(pixels)
+        names = [one.get("Name", "") for one in within if _tag(one) == "Channel"]
+    else:
+        names = _common_labels((tiff.imagej_metadata or {}).get("Labels", ()), count)
+    if len(names) != count:
+        names = [""] * count
+    return tuple(Channel(number, " ".join(name.split())) for number, name in enumerate(names))
+
+
+def _common_labels(labels: Sequence[str], count: int) -> list[str]:
+    """Of ImageJ's labels, one a plane, each channel's that its planes share and no others have."""
+    by_channel = [set(labels[number::count]) for number in range(count)]  # channels come first
+    common = [label for each in by_channel if len(each) == 1 for label in each]
+    return common if len(set(common)) == count else []
 
 
 @dataclass(frozen=True)
@@ -446,10 +502,19 @@ def _number(value: Any) -> float:
         return 0.0
 
 
+def _ome_pixels(text: str) -> ElementTree.Element | None:
+    """The element of OME-XML that tells of the first image's voxels."""
+    root = ElementTree.fromstring(text)  # noqa: S314 (expat caps the expansion of entities)
+    return next((element for element in root.iter() if _tag(element) == "Pixels"), None)
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return element.tag.rsplit("}", 1)[-1]
+
+
 def _ome_metadata(text: str) -> _Metadata:
     """What OME-XML says."""
-    root = ElementTree.fromstring(text)  # noqa: S314 (expat caps the expansion of entities)
-    pixels = next((e for e in root.iter() if e.tag.rsplit("}", 1)[-1] == "Pixels"), None)
+    pixels = _ome_pixels(text)
     given: Mapping[str, str] = {} if pixels is None else pixels.attrib
 
     def size(axis: str) -> float | None:

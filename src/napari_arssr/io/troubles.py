@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from napari_arssr.errors import FileError, NoFrame, OutOfMemory, UsageError
+from napari_arssr.errors import FileError, NoChannel, NoFrame, NoVolume, OutOfMemory, UsageError
 
 __all__ = ["closing", "cut_off", "disk_full", "not_real", "reading", "reason", "saving"]
 
@@ -29,9 +29,9 @@ def cut_off(path: Path, need: int, have: int | None = None) -> FileError:
     return FileError(f"{path} is cut off: {need:,} bytes of voxels, {found}; copy it again.")
 
 
-def not_real(path: Path, kind: str) -> FileError:
+def not_real(path: Path, kind: str) -> NoVolume:
     """The voxels are of a kind that cannot be worked with."""
-    return FileError(
+    return NoVolume(
         f"{path} is {kind}, not one real number a voxel; convert it, for example to float32."
     )
 
@@ -50,7 +50,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what the system, zlib and :mod:`napari_arssr.volume` raise into one sentence."""
     try:
         yield
-    except NoFrame:
+    except (NoChannel, NoFrame):
         raise
     except UsageError as error:  # what Volume and Grid refuse comes from the file here
         sentence = str(error).removeprefix(f"{path.name}: ")

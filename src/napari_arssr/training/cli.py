@@ -77,7 +77,7 @@ def _add_train(commands: Any) -> None:
     command.add_argument(
         "--preset",
         choices=PRESETS,
-        help="default: that of the bundled weights; paper: Wu et al. 2023, as published",
+        help="default: what came of training the bundled weights; paper: as Wu et al. 2023",
     )
     command.add_argument("--config", type=Path, metavar="YAML", help="settings from a file")
     command.add_argument(

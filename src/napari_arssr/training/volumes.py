@@ -427,6 +427,8 @@ def _read(
     file: Path, smallest: int, method: Normalization, unpack_to: Path | None, *, share: bool
 ) -> TrainingVolume:
     volume = io.read(file).frame(0)
+    if io.is_label_map(volume):
+        raise UsageError(f"{file}: its voxels are labels, not intensities; it is no scan.")
     # Patches of one volume are one subject, whatever they are called.
     cut_from = _cut_from(file)
     if cut_from:
