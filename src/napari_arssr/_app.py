@@ -26,7 +26,6 @@ _PLUGIN, _WIDGET = "napari-arssr", "Upsample"
 _TIFF = (".tif", ".tiff")
 # How the world of a stack is called whose file knows no orientation.
 _STACK_AXES = ("z", "y", "x")
-_MICROSCOPIC = 0.1  # millimetres; voxels smaller than that are told in micrometres
 # As napari colours channels that it takes apart.
 _TWO_COLOURS = ("magenta", "green")
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green", "red")
@@ -266,11 +265,9 @@ def _channels(file: Path) -> list[LayerData]:
 
 def _stack_layer(volume: Volume) -> LayerData:
     """A stack, or a channel of one, as a layer in a world of its own."""
-    from napari_arssr._layers import layer_of
+    from napari_arssr._layers import layer_of, stack_unit
     from napari_arssr.io import origin_of
 
-    unit = "pixel"
-    if origin_of(volume).states_spacing:
-        unit = "um" if max(volume.spacing) < _MICROSCOPIC else "mm"
+    unit = stack_unit(volume.spacing) if origin_of(volume).states_spacing else "pixel"
     world = {"world": {"unit": unit, "labels": _STACK_AXES}}
     return layer_of(replace(volume, metadata=volume.metadata | world))

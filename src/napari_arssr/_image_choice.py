@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 from napari_arssr._layers import PLACE, volume_of
 from napari_arssr._output_choice import Unit, times
 from napari_arssr._rows import Note, choice, refill
+from napari_arssr._stated_sizes import StatedSizes
 from napari_arssr._view import is_helper
 from napari_arssr.errors import UsageError
 from napari_arssr.volume import Volume
@@ -49,11 +50,13 @@ class ImageChoice(QWidget):
         self._volume: Volume | None = None
         self.box: ComboBox = choice("The image to be sharpened", self._entries)
         self.note = Note(theme)
+        self.sizes = StatedSizes(self, viewer, lambda: [layer for _, layer in self._entries()])
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(3)
         layout.addWidget(self.box.native)
         layout.addWidget(self.note)
+        layout.addWidget(self.sizes)
         self.box.changed.connect(self._on_choice)
         for events in self._list_events():
             events.connect(self._on_list)
@@ -92,6 +95,7 @@ class ImageChoice(QWidget):
         for events in self._list_events():
             events.disconnect(self._on_list)
         self._watch(None)
+        self.sizes.close_down()
 
     def _list_events(self) -> list[Any]:
         events = self._viewer.layers.events
@@ -116,6 +120,7 @@ class ImageChoice(QWidget):
             self._watch(layer)
             self._volume = None
             self._describe()
+            self.sizes.look(layer)
             self.changed.emit()
         elif layer is None:
             self._describe()
@@ -149,6 +154,7 @@ class ImageChoice(QWidget):
     def _on_place(self, _event: object = None) -> None:
         self._volume = None
         self._describe()
+        self.sizes.look(self._layer)
         self.altered.emit()
 
     def _describe(self) -> None:

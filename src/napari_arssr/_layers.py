@@ -62,9 +62,16 @@ _WORLD = "world"
 _MILLIMETRES = {"unit": "mm", "labels": ("I", "P", "L")}
 _DEFAULT_LABELS = ("-3", "-2", "-1")
 
+_MICROSCOPIC = 0.1  # millimetres; voxels smaller than that are told in micrometres
+
 # Enough to choose contrast limits by, of data that are not in memory.
 _SAMPLE_PLANES = 16
 _SAMPLE_BYTES = 1 << 26
+
+
+def stack_unit(spacing: Sequence[float]) -> str:
+    """The unit that a stack's layer counts in, whose voxels have such sides in millimetres."""
+    return "um" if max(spacing) < _MICROSCOPIC else "mm"
 
 
 def helps_to_look(metadata: Mapping[str, Any] | None) -> bool:

@@ -45,7 +45,7 @@ from napari_arssr.io.paths import (
     volumes_in,
     without_suffix,
 )
-from napari_arssr.io.reading import channels_of, read
+from napari_arssr.io.reading import channels_of, read, stated_sizes
 from napari_arssr.io.results import check_output, is_result, is_up_to_date
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.writing import SlabWriter, create, write
@@ -75,6 +75,7 @@ __all__ = [
     "provenance_of",
     "read",
     "record_of",
+    "stated_sizes",
     "stem",
     "volumes_in",
     "without_suffix",

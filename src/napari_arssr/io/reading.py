@@ -14,7 +14,7 @@ from napari_arssr.io.paths import KNOWN, AnyPath, files_of, known_suffix
 from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
 
-__all__ = ["channels_of", "read"]
+__all__ = ["channels_of", "read", "stated_sizes"]
 
 
 def read(
@@ -77,6 +77,26 @@ def channels_of(path: AnyPath) -> tuple[Channel, ...]:
     with reading(path):
         _check(path)
         return tiff.channels(path) if known_suffix(path) in tiff.SUFFIXES else (Channel(),)
+
+
+def stated_sizes(path: AnyPath) -> dict[str, tuple[int, float]] | None:
+    """What a TIFF stack's file states of its voxels, which are not read.
+
+    Returns
+    -------
+    dict or None
+        By axis (T, Z, C, Y, X), in the file's order: how many, and how many millimetres apart; 0
+        along time and channels. None where it states no sizes.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read; NoVolume where it is no stack.
+    """
+    path = Path(path)
+    with reading(path):
+        _check(path)
+        return tiff.stated_sizes(path)
 
 
 def _frame_of_tiff(path: Path, most: int | None, frame: int, channel: int | None) -> Volume:

@@ -33,7 +33,7 @@ from napari_arssr.volume import Grid, Triple, Volume
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
-__all__ = ["DTYPES", "SUFFIXES", "channels", "provenance", "read", "start"]
+__all__ = ["DTYPES", "SUFFIXES", "channels", "provenance", "read", "start", "stated_sizes"]
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -220,6 +220,16 @@ def channels(path: Path) -> tuple[Channel, ...]:
     """The channels of a stack, one or more; its voxels are not read."""
     with _opened(path) as tiff:
         return _channels(tiff, _sizes(path, _only_series(path, tiff)))
+
+
+def stated_sizes(path: Path) -> dict[str, tuple[int, float]] | None:
+    """See :func:`napari_arssr.io.stated_sizes`."""
+    with _opened(path) as tiff:
+        axes, said = _sizes(path, _only_series(path, tiff)), _metadata(tiff)
+    if not said.states_spacing:
+        return None
+    sides = dict(zip("ZYX", said.spacing, strict=True))
+    return {axis: (count, sides.get(axis, 0.0)) for axis, count in axes.items()}
 
 
 def provenance(path: Path) -> str:
