@@ -408,20 +408,27 @@ def test_what_there_is_no_room_to_see_whole_is_seen_in_parts(
 
 
 @pytest.mark.usefixtures("all_is_large")
-@pytest.mark.parametrize("name", ["a_dseg.zarr", "scan.zarr"])
-def test_labels_and_booleans_in_a_file_are_read_whole(
-    tiny: Path, workshop: Workshop, name: str
-) -> None:
-    data = np.random.default_rng(0).integers(0, 2, (9, 12, 10)).astype(np.float32)
-    lazy = da.from_array(data.astype(bool) if name == "scan.zarr" else data, chunks=(1, 12, 10))
+def test_booleans_in_a_file_are_read_whole(tiny: Path, workshop: Workshop) -> None:
+    data = np.random.default_rng(0).integers(0, 2, (9, 12, 10)).astype(bool)
+    lazy = da.from_array(data, chunks=(1, 12, 10))
     plan = replace(lazy_plan(lazy, tiny), box=Box((1, 1, 1), (5, 5, 5)))
-    plan = replace(plan, volume=replace(plan.volume, name=name))
     assert not plan.in_parts
     assert plan.bytes_needed > plan.bytes
     result = workshop.carry_out(plan, quiet, go_on)
-    assert result.metadata["upsampling"]["weights"] == (
-        "nearest label" if "dseg" in name else "tiny.safetensors"
-    )
+    assert result.metadata["upsampling"]["weights"] == "tiny.safetensors"
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_of_labels_in_a_file_only_the_box_is_read(tiny: Path, workshop: Workshop) -> None:
+    data, read = np.arange(30, dtype=np.int16).reshape(30, 1, 1) + np.zeros((12, 10), int), []
+    lazy = in_planes(data, read)
+    plan = replace(lazy_plan(lazy, tiny), box=Box((10, 1, 1), (12, 5, 5)))
+    plan = replace(plan, volume=replace(plan.volume, name="a_dseg.zarr"))
+    assert plan.in_parts
+    result = workshop.carry_out(plan, quiet, go_on)
+    assert result.metadata["upsampling"]["weights"] == "nearest label"
+    assert set(np.unique(result.data)) == {10, 11}
+    assert set(read) <= {7, 15, 22, *range(9, 13)}  # three tell what it is
 
 
 def _fail() -> Array:
@@ -606,8 +613,8 @@ def test_what_takes_too_much_has_a_way_out_that_is_one() -> None:
     box = Box((0, 0, 0), (100, 100, 100))
     assert "drawn box" in Plan(huge, Target(scale=4.0)).way_out
     assert "smaller box" in Plan(huge, Target(scale=40.0), box).way_out
-    labels = replace(huge, data=da.zeros((2000, 2000, 2000), dtype=np.int16), name="huge_dseg")
-    assert Plan(labels, Target(scale=2.0), box).way_out == "open a part of the image"
+    flags = replace(huge, data=da.zeros((2000, 2000, 2000), dtype=bool))
+    assert Plan(flags, Target(scale=2.0), box).way_out == "open a part of the image"
 
 
 def test_the_result_holds_every_setting(tiny: Path, workshop: Workshop, tmp_path: Path) -> None:

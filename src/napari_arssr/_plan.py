@@ -95,11 +95,11 @@ class Plan:
     def in_parts(self) -> bool:
         """Whether voxels stay where they are, and are read where samples are asked for.
 
-        Not those of a label map, nor booleans, which become numbers when they are read; nor, if
-        there is room, those that come a frame at a time whatever is asked for.
+        Not booleans, which become numbers when they are read; nor, if there is room, those that
+        come a frame at a time whatever is asked for.
         """
         data, size = self.volume.data, self._bytes_read
-        if is_loaded(data) or io.is_called_label_map(self.volume) or data.dtype.kind == "b":
+        if is_loaded(data) or data.dtype.kind == "b":
             return False
         return is_large(size) and (is_in_pieces(data) or size > available() // 2)
 
@@ -364,7 +364,7 @@ class Workshop:
         volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
         if not plan.in_parts:
             return read_voxels(volume, report, stop), plan.settings.normalize
-        if network is None or plan.frames > 1:
+        if network is None or plan.frames > 1 or io.is_label_map(volume):
             return volume, plan.settings.normalize
         # As it is stored: along other axes each piece would be nearly all of the file.
         stored = volume.in_storage_order()

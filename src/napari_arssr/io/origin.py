@@ -143,7 +143,7 @@ def is_record(text: str) -> bool:
     return isinstance(record, dict) and any(name.startswith(_PROGRAM) for name in record)
 
 
-def is_called_label_map(volume: Volume) -> bool:
+def _is_called_label_map(volume: Volume) -> bool:
     """Whether the file's intent or its name says so, or its channel's.
 
     The voxels of :func:`is_label_map` too.
@@ -164,7 +164,7 @@ def is_label_map(volume: Volume) -> bool:
     labelled blood, say): there, neighbours seldom have the same value. Of voxels
     still in a file, number type and a few planes are looked at.
     """
-    if not is_called_label_map(volume):
+    if not _is_called_label_map(volume):
         return False
     data: Any = volume.data
     whole = isinstance(data, np.ndarray)
