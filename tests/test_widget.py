@@ -308,6 +308,18 @@ def test_the_result_is_seen_where_the_input_was(
         assert abs(first - second) < 2
 
 
+def test_a_mask_that_keeps_its_labels_is_called_so(
+    qtbot: QtBot, viewer: napari.Viewer, widget: UpsampleWidget
+) -> None:
+    volume = a_volume()
+    show(viewer, replace(volume, data=(volume.data > 100).astype(np.uint8), name="cells_mask"))
+    widget.output.scale.value = 2.0
+    run(qtbot, widget)
+    assert viewer.layers[-1].name == "cells_mask nearest label ×2"
+    assert "cells_mask nearest label ×2" in widget.message.text()
+    assert set(np.unique(viewer.layers[-1].data)) == {0, 1}
+
+
 @pytest.mark.parametrize("choice", ["voxel size", "isotropic", "one axis"])
 def test_every_way_to_say_how_fine(
     qtbot: QtBot,

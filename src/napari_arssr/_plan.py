@@ -29,6 +29,7 @@ from napari_arssr.memory import available
 from napari_arssr.normalization import Normalizer
 from napari_arssr.timing import Speeds, Stopwatch, Work, key_of
 from napari_arssr.upsampling import (
+    NEAREST_LABEL,
     Settings,
     Target,
     bytes_ready,
@@ -165,7 +166,15 @@ class Plan:
     def title(self) -> str:
         """What the result is called: the input, by which weights, how fine, which part."""
         weights = Path(self.settings.weights)
-        parts = [self.volume.name, weights.stem if weights.suffix else weights.name, self._fineness]
+        return self._titled(weights.stem if weights.suffix else weights.name)
+
+    def title_of(self, result: Volume) -> str:
+        """The same of what came of it: labels are made by no weights."""
+        labels = result.metadata["upsampling"]["weights"] == NEAREST_LABEL
+        return self._titled(NEAREST_LABEL) if labels else self.title
+
+    def _titled(self, how: str) -> str:
+        parts = [self.volume.name, how, self._fineness]
         if self.box is not None:
             parts.append("box")
         if self.frame is not None and self.volume.frames > 1:

@@ -271,13 +271,14 @@ class UpsampleWidget(Dock):
             return
         use_cache_folder()
         plan = self._plan
-        looks, title = Looks.of(layer), plan.title
+        looks = Looks.of(layer)
         workshop = self._workshop
 
         def work(report: VagueReport, stop: Stop) -> LayerData:
-            return result_layer(workshop.carry_out(plan, report, stop), title, looks)
+            result = workshop.carry_out(plan, report, stop)
+            return result_layer(result, plan.title_of(result), looks)
 
-        self.run.announce(title, self._seconds(plan))
+        self.run.announce(plan.title, self._seconds(plan))
         self.message.say("")
         self._source = layer
         self._encoded_of.add(layer)
