@@ -36,6 +36,7 @@ import napari_arssr
 from napari_arssr import arguments, cli, download, weights
 from napari_arssr import io as files
 from napari_arssr.field import NetworkField
+from napari_arssr.files import sha256_of
 from napari_arssr.models import ModelConfig, build
 from napari_arssr.terminal import ProgressLine
 
@@ -597,7 +598,7 @@ def test_a_number_type_that_no_file_holds_is_wrong_use(
 
 
 def test_the_header_says_what_made_it(
-    upsampled: Callable[..., nib.Nifti1Image], scan: Path
+    upsampled: Callable[..., nib.Nifti1Image], scan: Path, tiny: Path
 ) -> None:
     image = upsampled("--scale", "1,1,2.5", "--box", "2:7,0:4,3:6", "--device", "cpu")
     version = napari_arssr.__version__
@@ -613,6 +614,9 @@ def test_the_header_says_what_made_it(
         "orientations": 1,
         "target_zyx": {"scale": [2.5, 1, 1]},
         "box_zyx": [[3, 0, 2], [6, 4, 7]],
+        "weights_sha256": sha256_of(tiny),
+        "source": scan.name,
+        "source_shape_zyx": [6, 9, 10],
         "frame": None,
         "channel": None,
         "dtype": "float32",

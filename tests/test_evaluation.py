@@ -235,6 +235,10 @@ def test_values_below_zero_are_no_background_by_their_sign(tmp_path):
     found = foreground(ringing)
     assert np.count_nonzero(found & solid) > 0.97 * np.count_nonzero(solid)
     assert np.count_nonzero(found & ~solid) < 0.15 * np.count_nonzero(solid)
+    bright = np.where(inside, (ball.data - 600) / 200, 0).astype(np.float32)
+    bright[12, 13, 14] = 20
+    assert 0 > bright.min() > -0.2 * bright.max()
+    np.testing.assert_array_equal(foreground(bright), inside & (bright != 0))
     tomogram = np.where(inside, ball.data - 1000, -1024).astype(np.float32)
     assert tomogram.max() < 0
     np.testing.assert_array_equal(foreground(tomogram), inside)
@@ -306,6 +310,26 @@ def test_metrics_are_never_added_to_what_another_version_measured(folder, tmp_pa
     assert read_rows(settings.rows)[-1].lpips == 0.1
     group = groups(read_rows(settings.rows))[0]
     assert "Of more than one set of versions: cubic." in tables(group)[0].notes
+
+
+def test_what_cannot_be_measured_anew_this_time_stays_in_its_row(folder, tmp_path, monkeypatch):
+    settings = settings_for(folder, tmp_path, methods=[parse("cubic")], scales=[2.0])
+    run(replace(settings, metrics=("psnr", "ssim")))
+    for row in read_rows(settings.rows):
+        add_row(settings.rows, replace(row, versions="napari-arssr=0.0.1"))
+    before = read_rows(settings.rows)
+
+    def fail(*_given):
+        raise OutOfMemory("There is not enough memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(scoring._SCORES, "ssim", fail)
+        outcome = run(replace(settings, metrics=("psnr", "consistency")))
+    assert read_rows(settings.rows) == before
+    assert any("without losing ssim; it is left as it is" in s.reason for s in outcome.skipped)
+    assert any("not enough memory" in s.reason for s in outcome.skipped)
+    run(replace(settings, metrics=("psnr", "consistency")))
+    assert all("torch=" in row.versions for row in read_rows(settings.rows))
 
 
 def test_the_references_own_row_is_not_mixed_of_versions(folder, tmp_path):

@@ -216,9 +216,14 @@ def test_measurements_stay_images(tmp_path: Path, name: str, data: Array) -> Non
     assert kind_of(label_map(tmp_path / name, data)) == "image"
 
 
-def test_a_mask_is_labels_however_small_its_parts(tmp_path: Path) -> None:
+def test_labels_may_be_points_and_lines(tmp_path: Path) -> None:
     spots = (SCAN % 7 == 0) * np.int16(255)
     assert kind_of(label_map(tmp_path / "spots_mask.nii", spots)) == "labels"
+    seeds = np.where(SCAN % 40 == 0, SCAN, 0).astype(np.int16)
+    assert kind_of(label_map(tmp_path / "seeds_label.nii", seeds)) == "labels"
+    lines = np.where(SCAN[:, :1] % 3 == 0, SCAN[:, :1], 0) + np.zeros_like(SCAN)
+    for number, turned in enumerate((lines, lines.transpose(1, 0, 2))):
+        assert kind_of(label_map(tmp_path / f"lines{number}_seg.nii", turned)) == "labels"
 
 
 def test_a_series_of_label_maps_is_labels(tmp_path: Path) -> None:

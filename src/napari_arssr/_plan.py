@@ -373,10 +373,10 @@ class Workshop:
         volume = plan.volume if plan.frame is None else plan.volume.frame(plan.frame)
         if not plan.in_parts:
             return read_voxels(volume, report, stop), plan.settings.normalize
-        if network is None or plan.frames > 1 or io.is_label_map(volume):
-            return volume, plan.settings.normalize
         # As it is stored: along other axes each piece would be nearly all of the file.
         stored = volume.in_storage_order()
+        if network is None or plan.frames > 1 or io.is_label_map(stored):
+            return volume, plan.settings.normalize
         return volume, self._range_of(stored, plan, network, report, stop)
 
     def _range_of(

@@ -26,6 +26,7 @@ __all__ = [
     "is_in_pieces",
     "is_large",
     "is_loaded",
+    "is_read_in_chunks",
     "most_to_load",
     "pieces",
     "read",
@@ -40,6 +41,7 @@ LARGE = 1 << 30
 _FEWEST = 8
 # So many chunks at least stand for all.
 _FEWEST_LOOKED_AT = 27
+_AT_ONCE = 1 << 27  # bytes
 
 
 def most_to_load() -> int:
@@ -66,8 +68,13 @@ def is_in_pieces(array: Any) -> bool:
 
 
 def depth(array: Any) -> int:
-    """Planes along z that are read at once, whether all are wanted or one of them."""
+    """Planes along z that are best read at once."""
     return max(_chunks(array)[-3])
+
+
+def is_read_in_chunks(array: Any) -> bool:
+    """Whether one plane along the first axis costs as much as all that its chunks hold."""
+    return not getattr(array, "has_single_planes", False) and max(_chunks(array)[0]) > 1
 
 
 def read(
@@ -162,14 +169,16 @@ def blocks(
     """
     sizes = _chunks(array)
     step = 1
-    if enough is not None:
+    if enough is None:
+        sizes = _in_larger_parts(sizes, _AT_ONCE // array.dtype.itemsize)
+    else:
         share = enough / max(1, math.prod(array.shape))
         fewest = max(_FEWEST_LOOKED_AT, share * math.prod(map(len, sizes)))
         while math.prod(-(-len(axis) // (step + 1)) for axis in sizes) >= fewest:
             step += 1
     starts = [list(accumulate(axis, initial=0)) for axis in sizes]
-    # From the middle of each step: at an array's border there is often nothing.
-    chosen = [range(min(step // 2, len(axis) - 1), len(axis), step) for axis in sizes]
+    # From the middle: at an array's border there is often nothing.
+    chosen = [range((len(axis) - 1) % step // 2, len(axis), step) for axis in sizes]
     count = math.prod(map(len, chosen))
     for number, index in enumerate(product(*chosen)):
         if stop():
@@ -200,8 +209,19 @@ def _chunks(array: Any) -> list[tuple[int, ...]]:
     """Sizes of an array's chunks along each axis; without any, its planes along the first axis."""
     chunks = getattr(array, "chunks", None)
     if not isinstance(chunks, tuple) or not chunks:
-        chunks = (1, *array.shape[1:])
+        chunks = (*(1 for _ in array.shape[:-2]), *array.shape[-2:])
     return [_along(n, size) for n, size in zip(array.shape, chunks, strict=True)]
+
+
+def _in_larger_parts(sizes: list[tuple[int, ...]], voxels: int) -> list[tuple[int, ...]]:
+    """Neighbouring chunks as one, as far as so many voxels go: the last axes first."""
+    parts = list(sizes)
+    for axis in range(len(parts) - 1, -1, -1):
+        others = math.prod(max(size) for n, size in enumerate(parts) if n != axis)
+        number = max(1, voxels // max(1, others * max(parts[axis])))
+        size = parts[axis]
+        parts[axis] = tuple(sum(size[n : n + number]) for n in range(0, len(size), number))
+    return parts
 
 
 def _along(length: int, size: Any) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from napari_arssr.choices import NORMALIZATIONS, Normalization
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.lazy import blocks, depth, is_large, is_loaded, pieces
+from napari_arssr.lazy import blocks, is_large, is_loaded, is_read_in_chunks, pieces
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
 __all__ = ["Normalizer", "check_range"]
@@ -53,7 +53,7 @@ class Normalizer:
         ----------
         array : array of any shape
             One that is still in a file is read piece by piece and never held whole; of a large
-            one ``percentile`` reads some planes only.
+            one ``percentile`` reads some planes only, or some chunks.
         method : {"percentile", "minmax", "none"}
             ``percentile``: the 0.1th and 99.9th percentile (default). ``minmax``: the extremes,
             as the published networks were trained. ``none``: values are in [0, 1] already.
@@ -140,7 +140,7 @@ def _thinned(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> npt.ND
     step = math.ceil((array.size / _ENOUGH) ** (1 / max(array.ndim, 1))) if array.size else 1
     if is_loaded(array):
         return array[(slice(None, None, step),) * array.ndim]
-    if is_large(array.size * array.dtype.itemsize) and depth(array) > 1:
+    if is_large(array.size * array.dtype.itemsize) and is_read_in_chunks(array):
         return _sampled(array, report, stop)
     plane = (slice(None), *(slice(None, None, step),) * (array.ndim - 1))
     return np.concatenate([part[plane].copy() for _, part in pieces(array, step, report, stop)])

@@ -23,7 +23,8 @@ import numpy.typing as npt
 from napari_arssr.choices import ORIENTATIONS, Normalization
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import Cancelled, Coarser, FileError, UsageError
-from napari_arssr.lazy import is_loaded, read
+from napari_arssr.files import sha256_of
+from napari_arssr.lazy import is_large, is_loaded, read
 from napari_arssr.memory import available, for_work, require
 from napari_arssr.normalization import Normalizer, check_range
 from napari_arssr.request import nearest_values
@@ -285,7 +286,7 @@ def upsample(
     ----------
     volume : Volume
         3D, or 4D: each frame by itself. Its voxels may still be in a file or a dask array: no
-        others are held in memory than are needed at a time, except of a label map.
+        others are held in memory than are needed at a time.
     scale, spacing, shape, isotropic
         How fine, one of the four; three numbers are (z, y, x). See :class:`Target`.
     box : Box, optional
@@ -421,6 +422,7 @@ def upsample_file(
         was ``made`` or is left from before. The file's header holds the settings too.
     """
     from napari_arssr import io
+    from napari_arssr import weights as registry
 
     settings = settings or Settings()
     output = io.check_output(output, [io.check_input(source)])
@@ -452,7 +454,15 @@ def upsample_file(
             normalizer = normalizers[number] if normalizers else None
             return job.slabs(number, normalizer, _afresh, part, stop)
 
-    record |= {"frame": frame, "channel": channel, "dtype": str(number_type)}
+        if job.loaded is not None:
+            record["weights_sha256"] = sha256_of(registry.resolve(settings.weights))
+    record |= {
+        "source": Path(source).name,
+        "source_shape_zyx": list(volume.grid.shape),
+        "frame": frame,
+        "channel": channel,
+        "dtype": str(number_type),
+    }
     told = {
         "input": str(source),
         "output": str(output),
@@ -493,7 +503,12 @@ def _labels_record(target: Target, box: Box | None) -> dict[str, Any]:
 
 def _labels(volume: Volume, grid: Grid, progress: Report, stop: Stop) -> Iterator[npt.NDArray[Any]]:
     """A label map on another grid, slab by slab."""
-    for slab in grid.box.blocks((_LABEL_PLANES, *grid.shape[1:])):
+    if not is_large(volume.data.size * volume.data.dtype.itemsize):
+        volume = _read(volume, None, stop)
+    # Of what is read in parts no chunk is read again for each of its planes.
+    finer = volume.spacing[0] / grid.spacing[0]
+    planes = max(_LABEL_PLANES, math.ceil(finer * volume.slab_planes(0)))
+    for slab in grid.box.blocks((planes, *grid.shape[1:])):
         if stop():
             raise Cancelled
         yield nearest_values(volume, grid.crop(slab))
@@ -512,10 +527,9 @@ def _input(
     from napari_arssr import io
 
     room = available() if memory is None else min(memory, available())
-    most = room // _SHARE_OF_INPUT
-    if part:
-        # To be read in parts a gzip file is unpacked on the disk: only where it must be.
-        most = room // 2 if io.known_suffix(source) == ".nii.gz" else 0
+    most = 0 if part else room // _SHARE_OF_INPUT
+    if io.known_suffix(source) == ".nii.gz":
+        most = room // 2  # to be read in parts it is unpacked on the disk: only where it must be
     return io.read(source, frame=frame, channel=channel, most=most)
 
 

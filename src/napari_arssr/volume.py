@@ -809,11 +809,10 @@ class Volume:
             return self
         return replace(self, data=self.data[number], time_step=0.0, time_start=0.0)
 
-    def slabs(self, voxels: int) -> Iterator[Volume]:
-        """The planes of a frame, then those of the next, in slabs of about ``voxels``.
+    def slab_planes(self, voxels: int) -> int:
+        """Planes of a slab of about so many voxels.
 
-        As 3D volumes whose arrays are views: what lies in a file is read slab by slab. Slabs end
-        where chunks do, unless those are too large to be held.
+        Of what is not in memory, those of whole chunks, unless these are too large to be held.
         """
         planes, rows, columns = self.grid.shape
         thickness = min(planes, max(1, voxels // (rows * columns)))
@@ -821,6 +820,15 @@ class Volume:
             chunk = depth(self.data)
             if chunk * rows * columns * self.data.dtype.itemsize <= most_to_load():
                 thickness = max(chunk, thickness - thickness % chunk)
+        return thickness
+
+    def slabs(self, voxels: int) -> Iterator[Volume]:
+        """The planes of a frame, then those of the next, in slabs of about ``voxels``.
+
+        As 3D volumes whose arrays are views: what lies in a file is read slab by slab.
+        """
+        _, rows, columns = self.grid.shape
+        thickness = self.slab_planes(voxels)
         for number in range(self.frames):
             frame = self.frame(number)
             for box in frame.grid.box.blocks((thickness, rows, columns)):

@@ -370,6 +370,13 @@ class _Run:
             values, problems = score(
                 names, reference, result, case, self.tools, made_of_whole=elsewhere
             )
+            if gone := lost - set(values["metrics"]) - had:
+                self._skip_problems(row, [one for one in problems if one.metric in gone])
+                raise UsageError(
+                    "its row was made by other versions or on another device, and could not be "
+                    f"measured anew without losing {' and '.join(sorted(gone))}; it is left as it "
+                    "is."
+                )
         except Cancelled:
             raise
         except (ArssrError, MemoryError, RuntimeError) as error:

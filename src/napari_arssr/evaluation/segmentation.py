@@ -210,7 +210,8 @@ def _ants() -> Any:
 def _scratch() -> Iterator[None]:
     """A folder for the files that ANTs leaves behind: maps and fields of the volume's size."""
     before = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="arssr-ants-") as folder:
+    # Files that are still open elsewhere stay; they are no reason to fail.
+    with tempfile.TemporaryDirectory(prefix="arssr-ants-", ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = folder
         try:
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from napari_arssr.io.channels import Channel
 from napari_arssr.io.paths import stem
+from napari_arssr.lazy import is_loaded, read
 from napari_arssr.volume import Grid, Volume
 
 __all__ = [
@@ -48,6 +49,8 @@ _LABEL_NAMES = re.compile(
 _ALIKE = 0.3  # of neighbours at least have the same label; in scans a few per cent
 _LARGEST_LABEL = 2**31 - 1
 _BINARY = 2  # values of a mask, however small its parts
+_FEW = 0.05  # of all voxels: points, or thin lines
+_PLANES, _PLANES_IN_A_FILE = 16, 4  # that are looked at
 
 ALIGNED = 2
 """Form code of an affine that came from somewhere, though not from a scanner."""
@@ -161,35 +164,56 @@ def is_label_map(volume: Volume) -> bool:
     That is what the file's intent says, or its name (``dseg``, ``aseg``, ``seg``, ``label``,
     ``parc``, ``mask``), and its voxels do not say otherwise: all are whole numbers. Many
     programs store those as floating-point numbers. A name alone may be that of a scan (one with
-    labelled blood, say): there, neighbours seldom have the same value. Of voxels
-    still in a file, number type and a few planes are looked at.
+    labelled blood, say): there, neighbours seldom have the same value, and more than a few voxels
+    have one. Some planes of the first frame are looked at.
     """
     if not _is_called_label_map(volume):
         return False
     data: Any = volume.data
-    whole = isinstance(data, np.ndarray)
     count = data.shape[-3]
-    planes = range(count) if whole else sorted({n * count // 4 for n in (1, 2, 3)})
-    frames: list[tuple[int, ...]] = list(np.ndindex(data.shape[:-3]))
-    looked = (np.asarray(data[(*t, z)]) for t in (frames if whole else frames[:1]) for z in planes)
-    if origin_of(volume).intent[0] in LABEL_INTENTS:
-        return data.dtype.kind in "iu" or all(map(_are_labels, looked))
-    values: set[float] = set()
-    pairs = alike = 0
-    for plane in looked:
-        if data.dtype.kind not in "iub" and not _are_labels(plane):
-            return False
-        if len(values) <= _BINARY:
-            values.update(np.unique(plane).tolist())
-        one, other = plane[:, 1:], plane[:, :-1]
-        inside = (one != 0) | (other != 0)
-        pairs += int(np.count_nonzero(inside))
-        alike += int(np.count_nonzero(inside & (one == other)))
-    return len(values) <= _BINARY or alike >= _ALIKE * pairs
+    step = -(-count // (_PLANES if is_loaded(data) else _PLANES_IN_A_FILE))
+    first = (0,) * (data.ndim - 3)
+    looked = (
+        read(data, volume.name, (*(slice(t, t + 1) for t in first), slice(z, z + 1)))
+        for z in range(step // 2, count, step)
+    )
+    stated = origin_of(volume).intent[0] in LABEL_INTENTS
+    if stated and data.dtype.kind in "iu":
+        return True
+    planes = [one.reshape(one.shape[-2:]) for one in looked]
+    if data.dtype.kind not in "iub" and not all(map(_are_labels, planes)):
+        return False
+    return stated or _are_pieces(planes)
 
 
 def _are_labels(plane: npt.NDArray[Any]) -> bool:
     return bool(((np.rint(plane) == plane) & (np.abs(plane) <= _LARGEST_LABEL)).all())
+
+
+def _are_pieces(planes: Sequence[npt.NDArray[Any]]) -> bool:
+    """Whether whole numbers lie as those of structures do: in pieces, few, or a mask's."""
+    values: list[Any] = []
+    pairs, alike = np.zeros(2), np.zeros(2)  # along y and x
+    for plane in planes:
+        _add_values(values, plane)
+        along = ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1]))
+        for axis, (one, other) in enumerate(along):
+            inside = (one != 0) | (other != 0)
+            pairs[axis] += np.count_nonzero(inside)
+            alike[axis] += np.count_nonzero(inside & (one == other))
+    there = sum(map(np.count_nonzero, planes))
+    few = len(values) <= _BINARY or there < _FEW * sum(plane.size for plane in planes)
+    return few or bool((alike >= _ALIKE * pairs).any())
+
+
+def _add_values(values: list[Any], plane: npt.NDArray[Any]) -> None:
+    """Note values that a plane has, as long as it matters which."""
+    rest = plane
+    for value in values:
+        rest = rest[rest != value]
+    while rest.size and len(values) <= _BINARY:
+        values.append(rest.flat[0])
+        rest = rest[rest != values[-1]]
 
 
 @dataclass(frozen=True)

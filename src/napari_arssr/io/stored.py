@@ -86,6 +86,9 @@ class StoredArray:
         """Bytes of all voxels once they are read."""
         return self.size * self.dtype.itemsize
 
+    has_single_planes = True
+    """Its chunks are what is best read at once, but any plane of the file can be read alone."""
+
     @property
     def chunks(self) -> tuple[int, ...]:
         """Shape of the parts that are best read at once: planes of the file, of one frame."""

@@ -226,7 +226,7 @@ def stated_sizes(path: Path) -> dict[str, tuple[int, float]] | None:
     """See :func:`napari_arssr.io.stated_sizes`."""
     with _opened(path) as tiff:
         axes, said = _sizes(path, _only_series(path, tiff)), _metadata(tiff)
-    if not said.states_spacing:
+    if not said.states_spacing or not all(0 < side < math.inf for side in said.spacing):
         return None
     sides = dict(zip("ZYX", said.spacing, strict=True))
     return {axis: (count, sides.get(axis, 0.0)) for axis, count in axes.items()}
