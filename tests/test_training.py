@@ -24,7 +24,7 @@ from napari_arssr import cli, io, models, weights
 from napari_arssr.errors import ArssrError, Cancelled, FileError, UsageError
 from napari_arssr.field import CubicField, NetworkField
 from napari_arssr.files import write_whole
-from napari_arssr.models import BaselineConfig, ModelConfig
+from napari_arssr.models import BaselineConfig, ModelConfig, build
 from napari_arssr.normalization import Normalizer
 from napari_arssr.training import (
     Augmentation,
@@ -40,7 +40,7 @@ from napari_arssr.training import (
 )
 from napari_arssr.training import module as module_under_test
 from napari_arssr.training import run as run_module
-from napari_arssr.training.batches import Batch, GridBatch, build_network, predict
+from napari_arssr.training.batches import Batch, GridBatch, build_network, is_dead, predict
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.training.config import of_baseline
 from napari_arssr.training.data import _leave_signals_to_the_run, training_pairs, worker_count
@@ -774,6 +774,37 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(
 def test_a_rate_that_is_far_too_large_is_noticed(tmp_path: Path, run: RunConfig) -> None:
     with pytest.raises(ArssrError, match=r"(loss|norm) is (nan|inf) at step .*nothing was saved"):
         train(but(run, learning_rate=1e30, clip=0.0, watch_every=100), tmp_path)
+
+
+def test_a_network_that_would_never_learn_is_drawn_again() -> None:
+    """The published decoder ends in a ReLU: where that is 0 everywhere there is no gradient."""
+    dead = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        first = build(PAPER.network)
+        dead += is_dead(first)
+        torch.manual_seed(seed)
+        drawn = build_network(PAPER)
+        assert not is_dead(drawn)
+        same = all(map(torch.equal, first.parameters(), drawn.parameters()))
+        assert same != is_dead(first)  # what lives is what the seed gives
+    assert 0 < dead < 12
+    assert not is_dead(build(TINY))  # no ReLU at its end
+
+
+def test_a_network_that_has_died_ends_the_run(
+    tmp_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(model: models.ArSSR, batch: Batch) -> Tensor:
+        return predict(model, batch) * (0 if asked.append(0) or len(asked) > 2 else 1)
+
+    asked: list[int] = []
+    monkeypatch.setattr(module_under_test, "predict", silent)
+    monkeypatch.setattr(module_under_test, "_IDLE", 3)
+    with pytest.raises(
+        ArssrError, match=r"gradient was 0 in the last 3 steps, to step 4: .*--seed"
+    ):
+        train(but(run, steps=20, watch_every=100), tmp_path)
 
 
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(

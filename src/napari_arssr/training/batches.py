@@ -20,11 +20,14 @@ __all__ = [
     "Network",
     "PointBatch",
     "build_network",
+    "is_dead",
     "moved",
     "predict",
 ]
 
 Network = ArSSR | Regressor
+
+_PROBE, _PROBE_POINTS = 6, 512  # voxels along each axis, and places
 
 
 class LatticeBatch(NamedTuple):
@@ -75,8 +78,29 @@ Batch = LatticeBatch | PointBatch | GridBatch
 
 
 def build_network(config: TrainingConfig) -> Network:
-    """The network that settings ask for, with random weights."""
-    return build(config.network)
+    """The network that settings ask for, with random weights.
+
+    The published decoder ends in a ReLU, and many a draw of its weights answers 0 everywhere:
+    such a network has no gradient and would never learn, so that it is drawn again.
+    """
+    network = build(config.network)
+    while isinstance(network, ArSSR) and is_dead(network):
+        network = build(config.network)
+    return network
+
+
+def is_dead(model: ArSSR) -> bool:
+    """Whether a network with the published decoder answers 0 wherever it is asked."""
+    if not isinstance(model.decoder, PublishedDecoder):
+        return False
+    # Numbers of its own: a draw that lives is the one that the seed gives.
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand((1, *[_PROBE] * 3), generator=generator)
+    points = 2 * torch.rand((1, _PROBE_POINTS, 3), generator=generator) - 1
+    nothing = torch.empty((1, 0))
+    with torch.no_grad():
+        answers = _predict_points(model, PointBatch(low, points, nothing, nothing, ()))
+    return not bool((answers > 0).any())
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

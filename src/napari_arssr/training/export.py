@@ -17,12 +17,13 @@ from napari_arssr.models import (
     BaselineCard,
     Card,
     ModelConfig,
+    build,
     load,
     load_baseline,
     read_baseline_card,
     save,
 )
-from napari_arssr.training.batches import Network, build_network
+from napari_arssr.training.batches import Network
 from napari_arssr.training.checkpoints import LAST, RUN_KEY, read_checkpoint
 from napari_arssr.training.config import RunConfig, TrainingConfig
 from napari_arssr.training.plain import from_plain, to_plain
@@ -202,7 +203,7 @@ def _weights_of(run: Path, which: Which | None) -> tuple[Network, Card | Baselin
     state = read_checkpoint(run / LAST)
     record = state[RUN_KEY]
     config = TrainingConfig.from_dict(record["config"]["training"])
-    model = build_network(config)
+    model: Network = build(config.network)
     prefix = "averaged."
     tensors = {
         key.removeprefix(prefix): tensor

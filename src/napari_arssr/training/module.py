@@ -22,6 +22,7 @@ from napari_arssr.training.progress import Plan
 __all__ = ["Scores", "TrainingModule"]
 
 _NO_ERROR = 1e-8  # mean square, a PSNR of 80 dB
+_IDLE = 50  # steps without a gradient that end a run
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class TrainingModule(lightning.LightningModule):
         self.scores: Scores | None = None
         self.last_scores: dict[str, float] = {}
         self._losses = torch.zeros(())
-        self._counted = 0
+        self._counted = self._idle = 0
         self._names: tuple[str, ...] = ()
         self.last_loss = torch.zeros(())
         self._sums = torch.zeros(4, dtype=torch.float64)
@@ -189,13 +190,20 @@ class TrainingModule(lightning.LightningModule):
         Raises
         ------
         ArssrError
-            If it is none.
+            If it is none, or has been 0 for long.
         """
         largest = self.config.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
         # In float16 the scaler meets infinite gradients now and then, and passes the step over.
         if self.config.precision != "float16" and not torch.isfinite(norm):
             self._refuse("gradient's norm", norm)
+        self._idle = self._idle + 1 if norm == 0 else 0
+        if self._idle == _IDLE:
+            raise ArssrError(
+                f"The gradient was 0 in the last {_IDLE} steps, to step {self.step}: the network "
+                f"answers the same everywhere and learns no more; {self._last_good()}. Begin "
+                "again with another --seed or a lower learning rate."
+            )
 
     def _refuse(self, what: str, value: Tensor) -> None:
         raise ArssrError(
