@@ -120,7 +120,6 @@ class ImageChoice(QWidget):
             self._watch(layer)
             self._volume = None
             self._describe()
-            self.sizes.look(layer)
             self.changed.emit()
         elif layer is None:
             self._describe()
@@ -154,10 +153,10 @@ class ImageChoice(QWidget):
     def _on_place(self, _event: object = None) -> None:
         self._volume = None
         self._describe()
-        self.sizes.look(self._layer)
         self.altered.emit()
 
     def _describe(self) -> None:
+        self.sizes.look(self._layer)
         try:
             volume = self.volume()
         except UsageError as error:

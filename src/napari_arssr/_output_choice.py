@@ -38,7 +38,11 @@ class Unit:
     @classmethod
     def of(cls, volume: Volume) -> Unit:
         """The unit of the world that a volume's layer lies in."""
-        name = str(volume.metadata.get("world", {}).get("unit", "mm"))
+        return cls.named(str(volume.metadata.get("world", {}).get("unit", "mm")))
+
+    @classmethod
+    def named(cls, name: str) -> Unit:
+        """The unit that a layer calls so."""
         if name in ("mm", "millimeter"):  # by far the most, and pint takes a while to start
             return cls()
         unit = pint.Quantity(1, name).units

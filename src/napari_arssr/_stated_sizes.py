@@ -17,6 +17,7 @@ from napari_arssr import io
 from napari_arssr._layers import stack_unit
 from napari_arssr._output_choice import Unit
 from napari_arssr._worker import Outcome, Runner
+from napari_arssr.io import tiff
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -78,9 +79,8 @@ class StatedSizes(QPushButton):
         sizes = self._sizes
         fits = sizes is not None and any(_scale(layer, sizes) for layer in self._of_file())
         if sizes is not None and fits:
-            spacing = [size for _, size in sizes.values() if size]
-            symbol = "µm" if stack_unit(spacing) == "um" else "mm"
-            shown = Unit(symbol, 1e-3 if symbol == "µm" else 1.0).show(spacing)
+            spacing = _spacing(sizes)
+            shown = Unit.named(stack_unit(spacing)).show(spacing)
             self.setText(f"Use the file's voxel sizes: {shown}")
         self.setVisible(fits)
 
@@ -95,8 +95,8 @@ class StatedSizes(QPushButton):
         sizes = self._sizes
         if sizes is None:
             return
-        unit = stack_unit([size for _, size in sizes.values() if size])
-        factor = 1e3 if unit == "um" else 1.0
+        name = stack_unit(_spacing(sizes))
+        unit = Unit.named(name)
         found = [(layer, _scale(layer, sizes)) for layer in self._of_file()]
         fitting = [(layer, scale) for layer, scale in found if scale is not None]
         if not fitting:
@@ -105,11 +105,16 @@ class StatedSizes(QPushButton):
         seen = first.world_to_data(viewer.dims.point[-first.ndim :])
         for layer, scale in fitting:
             # Units first: of them napari takes notice when the scale is set.
-            layer.units = tuple(unit if size else "pixel" for size in scale)
-            layer.scale = [size * factor if size else 1.0 for size in scale]
+            layer.units = tuple(name if size else "pixel" for size in scale)
+            layer.scale = [size / unit.millimetres if size else 1.0 for size in scale]
         # The same slice is seen, and all of it.
         viewer.reset_view()
         viewer.dims.point = (*viewer.dims.point[: -first.ndim], *first.data_to_world(seen))
+
+
+def _spacing(sizes: Sizes) -> list[float]:
+    """Millimetres along the axes of space."""
+    return [size for _, size in sizes.values() if size]
 
 
 def _counts_pixels(layer: Image) -> bool:
@@ -117,7 +122,7 @@ def _counts_pixels(layer: Image) -> bool:
     path = layer.source.path
     return (
         path is not None
-        and io.known_suffix(str(path)) in (".tif", ".tiff")
+        and io.known_suffix(str(path)) in tiff.SUFFIXES
         and not layer.rgb
         and all(str(unit) == "pixel" for unit in layer.units)
         and bool(np.all(layer.scale == 1))

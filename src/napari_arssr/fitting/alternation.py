@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.fitting.measurement import Measurement
-from napari_arssr.fitting.poses import FloatArray, length_unit, typical_motion
+from napari_arssr.fitting.poses import FloatArray, typical_motion
 from napari_arssr.fitting.refinement import (
     Motion,
     anchored,
@@ -195,8 +195,7 @@ def _typical_of(measurement: Measurement, number: int) -> FloatArray:
     """A stack's typical motion, for each of its slices."""
     stack, own = measurement.stacks[number], measurement.motions[number]
     count = np.bincount(stack.slice_of_row, minlength=stack.slices)
-    unit = length_unit(stack.volume.grid)
-    typical = typical_motion(own, np.maximum(count, 1e-6), stack.centres.mean(axis=0), unit)
+    typical = typical_motion(own, np.maximum(count, 1e-6), stack.centres.mean(axis=0), stack.unit)
     return np.tile(typical, (len(own), 1, 1))
 
 

@@ -14,13 +14,7 @@ import numpy.typing as npt
 from napari_arssr.choices import Motion
 from napari_arssr.errors import Cancelled
 from napari_arssr.fitting.measurement import Measurement, Values
-from napari_arssr.fitting.poses import (
-    FloatArray,
-    length_unit,
-    parameters_of,
-    rigid,
-    typical_motion,
-)
+from napari_arssr.fitting.poses import FloatArray, parameters_of, rigid, typical_motion
 from napari_arssr.fitting.stacks import Stack
 from napari_arssr.watching import Stop, never
 
@@ -144,14 +138,13 @@ def refine_one(
     residual = stack.values - measurement.one(number, volume)
     inside = measurement.inside[number]
     jacobian, centres = _jacobian(measurement, number, volume, kind)
-    unit = length_unit(stack.volume.grid)
-    jacobian[:, 3:] *= unit
+    jacobian[:, 3:] *= stack.unit
     seen = _through(stack, residual * inside, smoothing)
     columns = np.stack(
         [_through(stack, jacobian[:, k] * inside, smoothing) for k in range(6)], axis=1
     )
     steps = _steps(stack, seen, columns, weights=weights, motions=old, centres=centres, kind=kind)
-    steps[:, 3:] *= unit
+    steps[:, 3:] *= stack.unit
     moved = rigid(steps, centres) @ old
     trial = measurement.moved(number, moved)
     left = stack.values - trial.one(number, volume)
@@ -173,9 +166,8 @@ def anchored(measurement: Measurement, reference: int, weights: list[FloatArray]
     """
     stack = measurement.stacks[reference]
     centre = stack.centres.mean(axis=0)
-    unit = length_unit(stack.volume.grid)
-    mean = typical_motion(measurement.motions[reference], weights[reference], centre, unit)
-    if np.abs(mean - np.eye(4)).max() < 1e-9 * min(unit, 1.0):
+    mean = typical_motion(measurement.motions[reference], weights[reference], centre, stack.unit)
+    if np.abs(mean - np.eye(4)).max() < 1e-9 * stack.unit:
         return measurement
     back = np.linalg.inv(mean)
     for number, motions in enumerate(measurement.motions):
@@ -237,7 +229,6 @@ def _steps(
     kind: Motion,
 ) -> FloatArray:
     """The six numbers of every slice, (slices, 6): radians, and units of length."""
-    unit = length_unit(stack.volume.grid)
     sums = _normal_equations(stack, residual, columns)
     if kind == "stacks":
         return np.tile(_step_of_all(sums, weights), (stack.slices, 1))
@@ -247,9 +238,9 @@ def _steps(
     noise = float(np.median(power[known] / count[known])) if known.any() else 1.0
     # Each slice is drawn to the rest of its stack, the more the less it shows.
     counts = np.maximum(weights * count, 1e-9)
-    mean = typical_motion(motions, counts, stack.centres.mean(axis=0), unit)
+    mean = typical_motion(motions, counts, stack.centres.mean(axis=0), stack.unit)
     apart = parameters_of(mean @ np.linalg.inv(motions), centres)
-    apart[:, 3:] /= unit
+    apart[:, 3:] /= stack.unit
     prior = np.diag(max(noise, 1e-10) / _SCALE**2)
     result = np.zeros((stack.slices, 6))
     for number in np.flatnonzero(known):

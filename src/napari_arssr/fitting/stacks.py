@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
+from napari_arssr.fitting.poses import length_unit
 from napari_arssr.normalization import Normalizer, check_range
 from napari_arssr.volume import Grid, Volume
 
@@ -60,6 +61,11 @@ class Stack:
     def name(self) -> str:
         """How messages call it."""
         return self.volume.name
+
+    @property
+    def unit(self) -> float:
+        """What is a length in fitting is told in such units, see :func:`length_unit`."""
+        return length_unit(self.volume.grid)
 
     @property
     def slices(self) -> int:

@@ -146,42 +146,28 @@ def is_record(text: str) -> bool:
     return isinstance(record, dict) and any(name.startswith(_PROGRAM) for name in record)
 
 
-def _is_called_label_map(volume: Volume) -> bool:
-    """Whether the file's intent or its name says so, or its channel's.
-
-    The voxels of :func:`is_label_map` too.
-    """
-    origin = origin_of(volume)
-    names = [stem(volume.name), origin.channel.name if origin.channel else ""]
-    return origin.intent[0] in LABEL_INTENTS or any(
-        _LABEL_NAMES.search(name.lower()) for name in names
-    )
-
-
 def is_label_map(volume: Volume) -> bool:
     """Whether voxels are numbers of structures rather than measurements.
 
     That is what the file's intent says, or its name (``dseg``, ``aseg``, ``seg``, ``label``,
-    ``parc``, ``mask``), and its voxels do not say otherwise: all are whole numbers. Many
-    programs store those as floating-point numbers. A name alone may be that of a scan (one with
-    labelled blood, say): there, neighbours seldom have the same value, and more than a few voxels
-    have one. Some planes of the first frame are looked at.
+    ``parc``, ``mask``) or its channel's, and its voxels do not say otherwise: all are whole
+    numbers. Many programs store those as floating-point numbers. A name alone may be that of a
+    scan (one with labelled blood, say): there, neighbours seldom have the same value, and more
+    than a few voxels have one. Some planes of the first frame are looked at.
     """
-    if not _is_called_label_map(volume):
+    origin = origin_of(volume)
+    stated = origin.intent[0] in LABEL_INTENTS
+    names = [stem(volume.name), origin.channel.name if origin.channel else ""]
+    if not stated and not any(_LABEL_NAMES.search(name.lower()) for name in names):
         return False
-    data: Any = volume.data
-    count = data.shape[-3]
-    step = -(-count // (_PLANES if is_loaded(data) else _PLANES_IN_A_FILE))
-    first = (0,) * (data.ndim - 3)
-    looked = (
-        read(data, volume.name, (*(slice(t, t + 1) for t in first), slice(z, z + 1)))
-        for z in range(step // 2, count, step)
-    )
-    stated = origin_of(volume).intent[0] in LABEL_INTENTS
-    if stated and data.dtype.kind in "iu":
+    kind = volume.data.dtype.kind
+    if stated and kind in "iu":
         return True
-    planes = [one.reshape(one.shape[-2:]) for one in looked]
-    if data.dtype.kind not in "iub" and not all(map(_are_labels, planes)):
+    data: Any = volume.frame(0).data
+    step = -(-data.shape[0] // (_PLANES if is_loaded(data) else _PLANES_IN_A_FILE))
+    looked = range(step // 2, data.shape[0], step)
+    planes = [read(data, volume.name, (slice(z, z + 1),))[0] for z in looked]
+    if kind not in "iub" and not all(map(_are_labels, planes)):
         return False
     return stated or _are_pieces(planes)
 
