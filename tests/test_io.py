@@ -1630,15 +1630,6 @@ def test_volumes_in_a_folder(tmp_path: Path) -> None:
     assert io.volumes_in(tmp_path / "folder.nii") == []
 
 
-@pytest.mark.parametrize("name", [".zgroup", ".zarray", "zarr.json"])
-def test_a_zarr_store_is_no_empty_folder(tmp_path: Path, name: str) -> None:
-    store = tmp_path / "cells.ome.zarr"
-    store.mkdir()
-    (store / name).write_text("{}")
-    with pytest.raises(FileError, match=r"cells\.ome\.zarr is a zarr store.*open it in napari"):
-        io.volumes_in(store)
-
-
 def test_volumes_in_no_folder(folder: Path) -> None:
     with pytest.raises(FileError, match="gone does not exist"):
         io.volumes_in(folder / "gone")

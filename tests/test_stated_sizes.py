@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from napari.layers import Image
 from napari.layers._source import layer_source
+from ome_stores import cells, write_store
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 
@@ -71,6 +72,32 @@ def test_a_stack_that_was_dropped_gets_the_sizes_of_its_file(
     if "C" not in axes:
         assert image.volume().spacing == pytest.approx((5e-4, 1.3e-4, 1.3e-4))
         assert "0.5 × 0.13 × 0.13 µm" in image.note.text().replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.parametrize("levels", [("0",), ("0", "1")], ids=["one level", "pyramid"])
+@pytest.mark.parametrize("letters", ["zyx", "tzyx", "tczyx"])
+def test_a_zarr_store_that_was_dropped_gets_its_sizes(
+    *,
+    viewer: napari.Viewer,
+    image: ImageChoice,
+    qtbot: QtBot,
+    tmp_path: Path,
+    letters: str,
+    levels: tuple[str, ...],
+) -> None:
+    counts = {"t": 1, "c": 1, "z": 8, "y": 10, "x": 12}
+    size = {"t": 2.0, "c": 1.0, "z": 0.5, "y": 0.13, "x": 0.13}
+    path = tmp_path / "cells.ome.zarr"
+    data = cells(*(counts[axis] for axis in letters))
+    write_store(path, data, letters, scale=[size[axis] for axis in letters], levels=levels)
+    (layer,) = viewer.open(str(path), plugin="napari")
+    assert layer.multiscale == (len(levels) > 1)
+    qtbot.waitUntil(image.sizes.isVisible, timeout=PATIENCE)
+    assert image.sizes.text() == "Use the file's voxel sizes: 0.5 × 0.13 × 0.13 µm"
+    qtbot.mouseClick(image.sizes, Qt.MouseButton.LeftButton)
+    assert sides(layer) == [SIDES.get(axis.upper(), "1 pixel") for axis in letters]
+    if letters != "tczyx":
+        assert image.volume().spacing == pytest.approx((5e-4, 1.3e-4, 1.3e-4))
 
 
 def test_all_channels_of_a_file_get_its_sizes(

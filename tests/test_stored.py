@@ -154,6 +154,7 @@ def test_an_index_that_cannot_be_is_refused(stored: tuple[StoredArray, Array], k
 
 class Huge:
     name, shape, dtype = "huge", (7, 300, 2048, 1024), np.dtype(np.float32)
+    chunks = ()
 
     def read(self, picks: Any) -> Array:
         raise AssertionError

@@ -206,8 +206,9 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
     """Open a file as layers: a scan or a stack as this package reads it, others as napari does.
 
     Of a stack with several channels each is a layer. A TIFF that is no stack is a picture, and
-    napari's. The manifest claims no TIFF files, since that would take them from other readers
-    wherever the plugin is installed; in the app they have their voxel sizes even so.
+    napari's, as is a zarr store that holds no volume. The manifest claims neither, since that would
+    take them from other readers wherever the plugin is installed; in the app they have their voxel
+    sizes even so.
 
     Raises
     ------
@@ -218,9 +219,9 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
     from napari.layers._source import layer_source
 
     from napari_arssr._reader import napari_get_reader
-    from napari_arssr.io import known_suffix
+    from napari_arssr.io import is_store, known_suffix
 
-    if known_suffix(file) in _TIFF:
+    if known_suffix(file) in _TIFF or is_store(file):
         try:
             channels = _channels(file)
         except NoVolume:

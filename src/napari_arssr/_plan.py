@@ -252,14 +252,15 @@ class Plan:
         return in_command(words)
 
     def _output(self, source: Path) -> Path:
-        suffix = ".tif" if source.suffix.lower() in (".tif", ".tiff") else ".nii.gz"
+        is_stack = source.suffix.lower() in (".tif", ".tiff") or io.is_store(source)
+        suffix = ".tif" if is_stack else ".nii.gz"
         # In letters that every system has in names.
         fineness = self._fineness.replace("×", "x").replace(" ", "").replace("µ", "u")
         box = "" if self.box is None else "_box"
         # Or the command of one channel would replace what that of another has made.
         number = io.channel_of(self.volume)
         channel = "" if number is None else f"_channel{number}"
-        return source.with_name(f"{io.stem(source)}{channel}_{fineness}{box}{suffix}")
+        return io.beside(source) / f"{io.stem(source)}{channel}_{fineness}{box}{suffix}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""The voxel sizes that a TIFF stack's file states, for a layer that does not have them.
+"""The voxel sizes that a stack's file states, for a layer that does not have them.
 
-The manifest claims no TIFF files, so that one that is dropped on the window is read by napari,
-which looks at no sizes: its voxels count as cubes.
+The manifest claims no TIFF files and no zarr stores, so that one that is dropped on the window is
+read by napari, which looks at no sizes: its voxels count as cubes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Sizes = Mapping[str, tuple[int, float]]
 class StatedSizes(QPushButton):
     """A button that gives a layer, and all others of its file, the voxel sizes the file states.
 
-    It is there only for a layer of a TIFF stack that counts pixels, and whose file knows better.
+    It is there only for a layer of a TIFF stack or an OME-Zarr image that counts pixels, and whose
+    file knows better.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ class StatedSizes(QPushButton):
         self._file: Path | None = None
         self._sizes: Sizes | None = None
         self._reader = Runner(self, "napari-arssr sizes")
-        self.setToolTip("napari reads no voxel sizes from TIFF files; this file has them")
+        self.setToolTip("napari reads no voxel sizes from such files; this one has them")
         self.clicked.connect(self._use)
         self.setVisible(False)
 
@@ -118,11 +119,11 @@ def _spacing(sizes: Sizes) -> list[float]:
 
 
 def _counts_pixels(layer: Image) -> bool:
-    """Whether a layer comes from a TIFF file, and nobody has said where it lies."""
+    """Whether a layer comes from a stack's file, and nobody has said where it lies."""
     path = layer.source.path
     return (
         path is not None
-        and io.known_suffix(str(path)) in tiff.SUFFIXES
+        and (io.known_suffix(str(path)) in tiff.SUFFIXES or io.is_store(str(path)))
         and not layer.rgb
         and all(str(unit) == "pixel" for unit in layer.units)
         and bool(np.all(layer.scale == 1))

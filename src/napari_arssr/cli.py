@@ -165,6 +165,7 @@ def _app(options: argparse.Namespace) -> int:
 
 def _upsample(options: argparse.Namespace) -> int:
     from napari_arssr.devices import is_out_of_memory
+    from napari_arssr.io import is_folder
     from napari_arssr.upsampling import Settings, Target, upsample_file
 
     target = Target(
@@ -183,7 +184,7 @@ def _upsample(options: argparse.Namespace) -> int:
         options.orientations,
     )
     jobs = _jobs(options.inputs, options.output)
-    if len(options.inputs) > 1 or options.inputs[0].is_dir():
+    if len(options.inputs) > 1 or is_folder(options.inputs[0]):
         _check_once_for_all(settings)
         make_folder(options.output)
     done, failed, wrong_use = [], [], True
@@ -242,13 +243,13 @@ def _check_once_for_all(settings: Settings) -> None:
 
 def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     """What becomes what: one file a file, several or a folder a folder."""
-    from napari_arssr.io import volumes_in
+    from napari_arssr.io import is_folder, result_name, volumes_in
 
-    if len(inputs) == 1 and not inputs[0].is_dir():
-        return [(inputs[0], output / inputs[0].name if output.is_dir() else output)]
+    if len(inputs) == 1 and not is_folder(inputs[0]):
+        return [(inputs[0], output / result_name(inputs[0]) if is_folder(output) else output)]
     files: list[Path] = []
     for path in inputs:
-        found = volumes_in(path) if path.is_dir() else [path]
+        found = volumes_in(path) if is_folder(path) else [path]
         if not found:
             raise UsageError(f"{path}: there is no volume in this folder.")
         files += found
@@ -256,13 +257,14 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
         raise UsageError(f"{output}: the results of several files need a folder, not a file.")
     names: dict[str, Path] = {}
     for file in files:
-        if file.name in names:
+        name = result_name(file)
+        if name in names:
             raise UsageError(
-                f"{file} and {names[file.name]} would both become {output / file.name}; "
-                "upsample them into two folders."
+                f"{file} and {names[name]} would both become {output / name}; upsample them into "
+                "two folders."
             )
-        names[file.name] = file
-    return [(file, output / file.name) for file in files]
+        names[name] = file
+    return [(file, output / name) for name, file in names.items()]
 
 
 def _summary(result: dict[str, Any], seconds: float) -> str:
@@ -430,10 +432,10 @@ def _add_upsample(commands: Any) -> None:
     command = commands.add_parser(
         "upsample",
         help="raise the resolution of volumes",
-        description="Raise the resolution of NIfTI volumes or TIFF stacks. The result spans "
-        "exactly\nwhat the input spans. Three numbers are in the file's own order (i, j, k). Of a "
-        "label map\neach voxel takes the nearest label. A file that is there already is replaced "
-        "only if this\nprogram made it.",
+        description="Raise the resolution of NIfTI volumes, TIFF stacks or OME-Zarr images. The\n"
+        "result spans exactly what the input spans. Three numbers are in the file's own order\n"
+        "(i, j, k). Of a label map each voxel takes the nearest label. A file that is there\n"
+        "already is replaced only if this program made it.",
         epilog="examples:\n"
         "  napari-arssr upsample t1.nii.gz out.nii.gz --scale 2.5\n"
         "  napari-arssr upsample flair.nii.gz out.nii.gz --isotropic\n"
@@ -560,7 +562,7 @@ def _add_simulate(commands: Any) -> None:
 
 def _add_channel(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--channel", type=int, help="which channel of a TIFF stack that has several, from 0"
+        "--channel", type=int, help="which channel of a stack that has several, from 0"
     )
 
 

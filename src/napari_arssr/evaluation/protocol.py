@@ -108,10 +108,10 @@ def parse_dataset(text: str) -> Dataset:
     """
     name, source = name_and_source(text)
     path = Path(source)
-    if path.is_dir():
+    if io.is_folder(path):
         files = tuple(io.volumes_in(path))
         return Dataset(name or path.resolve().name, files, () if files else (path,))
-    if not path.is_file():
+    if not path.exists():
         raise FileError(f"{path} does not exist; check its name.")
     return Dataset(name or path.resolve().parent.name, (path,))
 
@@ -274,7 +274,7 @@ def foreground(data: npt.NDArray[np.float32]) -> Mask:
 
 def _read_mask(folder: Path, path: Path, grid: Grid) -> tuple[Mask, str]:
     candidates = [folder / path.name, *(folder / f"{io.stem(path)}{s}" for s in io.SUFFIXES)]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is None:
         raise FileError(f"{path}: its mask is missing, there is no {candidates[0]}.")
     mask = io.read(found)

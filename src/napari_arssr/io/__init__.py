@@ -1,4 +1,4 @@
-"""Files ⇄ :class:`~napari_arssr.volume.Volume`: NIfTI-1 and -2, and TIFF stacks.
+"""Files ⇄ :class:`~napari_arssr.volume.Volume`: NIfTI-1 and -2, TIFF stacks, OME-Zarr stores.
 
 **NIfTI** (``.nii``, ``.nii.gz``, ``.img`` with ``.hdr``; either byte order). The affine is the
 sform where the header gives one a code, else the qform, else what nibabel makes of the voxel
@@ -14,6 +14,12 @@ values: int16 where it only stands for a sign, else float32. TIFF knows no orien
 placed by :meth:`~napari_arssr.volume.Grid.unoriented`, and a volume written to TIFF keeps its voxel
 sizes but loses orientation and origin. A stack of one plane cannot be told from a picture, and is
 refused as one.
+
+**OME-Zarr** (a folder; versions 0.1 to 0.5, either version of zarr) is read and not written. A path
+names a store with one image, an image in a store, or a level of its pyramid; of an image the finest
+level is read. Axes are told by their types; voxel sizes, place and time come from the scale and
+translation of the level. Where the units of space are not stated, sizes count as millimetres.
+Chunks may be packed in every way that zarr knows, but not as pickled objects.
 
 A file under its final name is always whole: it is written under a hidden name beside it,
 flushed to the disk, and renamed. Commands replace no file that another program made
@@ -36,10 +42,14 @@ from napari_arssr.io.origin import (
 )
 from napari_arssr.io.paths import (
     SUFFIXES,
+    beside,
     check_input,
     content_sha256,
     files_of,
+    is_folder,
+    is_store,
     known_suffix,
+    result_name,
     stem,
     volumes_in,
     without_suffix,
@@ -57,6 +67,7 @@ __all__ = [
     "Origin",
     "SlabWriter",
     "StoredArray",
+    "beside",
     "cast",
     "channel_of",
     "channels_of",
@@ -65,14 +76,17 @@ __all__ = [
     "content_sha256",
     "create",
     "files_of",
+    "is_folder",
     "is_label_map",
     "is_result",
+    "is_store",
     "is_up_to_date",
     "known_suffix",
     "origin_of",
     "provenance_of",
     "read",
     "record_of",
+    "result_name",
     "stated_sizes",
     "stem",
     "volumes_in",

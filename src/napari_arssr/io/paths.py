@@ -15,11 +15,15 @@ from napari_arssr.io.troubles import reason, saving
 __all__ = [
     "KNOWN",
     "SUFFIXES",
+    "beside",
     "check_input",
     "check_place",
     "content_sha256",
     "files_of",
+    "is_folder",
+    "is_store",
     "known_suffix",
+    "result_name",
     "stem",
     "volumes_in",
     "without_suffix",
@@ -28,12 +32,25 @@ __all__ = [
 SUFFIXES = (".nii", ".nii.gz", ".img", ".hdr", ".tif", ".tiff")
 """What can be read and written, in lower or upper case."""
 
-_ZARR = (".zarray", ".zgroup", "zarr.json")  # one of them is in every store
-
 KNOWN = "NIfTI (.nii, .nii.gz, .img with .hdr) or a TIFF stack (.tif)"
 """The same in words, for messages."""
 
+# One of them is in every group and every array of a zarr store; and how stores are called.
+_ZARR = (".zarray", ".zgroup", "zarr.json")
+_STORES = (".ome.zarr", ".zarr")
+_STACK = ".tif"
+
 AnyPath = str | os.PathLike[str]
+
+
+def is_store(path: AnyPath) -> bool:
+    """Whether a path is a zarr store, or a group or an array in one; these can be read."""
+    return any(Path(path, name).is_file() for name in _ZARR)
+
+
+def is_folder(path: AnyPath) -> bool:
+    """Whether a path is a folder that files may be in; a store is none."""
+    return Path(path).is_dir() and not is_store(path)
 
 
 def known_suffix(path: AnyPath) -> str:
@@ -43,7 +60,12 @@ def known_suffix(path: AnyPath) -> str:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files that a path stands for: of ``.img`` or ``.hdr`` both, the header last."""
+    """The files that a path stands for: of ``.img`` or ``.hdr`` both, the header last.
+
+    Of a zarr store all that are in it.
+    """
+    if is_store(path):
+        return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     if known_suffix(path) not in (".img", ".hdr"):
         return (path,)
     image, header = (".IMG", ".HDR") if path.suffix.isupper() else (".img", ".hdr")
@@ -51,7 +73,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 of a volume's file, in hexadecimal digits; of ``.img`` and ``.hdr``, of both.
+    """SHA-256 of a volume's file, in hexadecimal digits; of several files, of all digests.
 
     Raises
     ------
@@ -68,21 +90,41 @@ def content_sha256(path: Path) -> str:
 
 
 def stem(path: AnyPath) -> str:
-    """The file's name without folder and suffix: ``sub-01`` for ``data/sub-01.nii.gz``."""
-    suffix = known_suffix(path)
-    return Path(path).name[: -len(suffix)] if suffix else Path(path).stem
+    """The file's name without folder and suffix: ``sub-01`` for ``data/sub-01.nii.gz``.
+
+    Of an image in a zarr store the store's name goes before: ``cells_0`` for ``cells.ome.zarr/0``.
+    """
+    path = Path(path)
+    if is_store(path):
+        folder = beside(path)
+        store, *within = path.parts[len(folder.parts) :]
+        return "_".join([without_suffix(store), *within])
+    found = without_suffix(path.name)
+    return path.stem if found == path.name else found
 
 
 def without_suffix(name: str) -> str:
     """A name without a suffix known here, if it ends in one: ``T1w ×2.5`` stays whole."""
-    return name[: len(name) - len(known_suffix(name))]
+    stores = (suffix for suffix in _STORES if name.lower().endswith(suffix) and name != suffix)
+    return name[: len(name) - len(known_suffix(name) or next(stores, ""))]
+
+
+def result_name(path: AnyPath) -> str:
+    """How a result is called by default: as its input, or as a stack where that is a store."""
+    return f"{stem(path)}{_STACK}" if is_store(path) else Path(path).name
+
+
+def beside(path: AnyPath) -> Path:
+    """The folder that a volume lies in; of what is in a zarr store, that of the store."""
+    folder = Path(path).parent
+    return next((one for one in (folder, *folder.parents) if not is_store(one)), folder)
 
 
 def volumes_in(folder: AnyPath) -> list[Path]:
     """Every volume in a folder, sorted by name; not in the folders inside it.
 
     Other files and hidden ones are left out. An ``.img`` counts with its ``.hdr``, as the
-    ``.img``; either without the other is left out.
+    ``.img``; either without the other is left out. A zarr store in it is a volume.
 
     Raises
     ------
@@ -90,17 +132,14 @@ def volumes_in(folder: AnyPath) -> list[Path]:
         If the folder is missing, is a file or a zarr store, or cannot be listed.
     """
     folder = Path(folder)
+    if is_store(folder):
+        raise FileError(f"{folder} is a zarr store, not a folder; give the folder it is in.")
     try:
-        there = list(folder.iterdir())
-        if any(path.name in _ZARR for path in there):
-            raise FileError(
-                f"{folder} is a zarr store, which is not read from here; open it in napari, where "
-                "a layer is upsampled wherever its voxels lie, or convert it to TIFF or NIfTI."
-            )
         found = sorted(
             path
-            for path in there
-            if known_suffix(path) and not path.name.startswith(".") and _names_a_file(path)
+            for path in folder.iterdir()
+            if not path.name.startswith(".")
+            and (is_store(path) or (known_suffix(path) and _names_a_file(path)))
         )
     except FileNotFoundError:
         raise FileError(f"The folder {folder} does not exist; check its name.") from None
@@ -113,7 +152,8 @@ def volumes_in(folder: AnyPath) -> list[Path]:
     return [
         path
         for path in found
-        if known_suffix(path) != ".hdr" and all(part in found for part in files_of(path))
+        if is_store(path)
+        or (known_suffix(path) != ".hdr" and all(part in found for part in files_of(path)))
     ]
 
 
@@ -171,6 +211,8 @@ def _check_place(path: Path, inputs: Iterable[AnyPath]) -> None:
         raise UsageError(f"{path} does not end in a known suffix; write {KNOWN}.")
     files = files_of(path)
     for given in inputs:
+        if is_store(given) and Path(given).resolve() in path.resolve().parents:
+            raise UsageError(f"{path} lies in {given}, the input; give the result another place.")
         if any(_same(mine, theirs) for mine in files for theirs in files_of(Path(given))):
             raise UsageError(f"{path} is the input itself; give the result another name.")
     folder = path.parent

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from napari_arssr.errors import FileError
-from napari_arssr.io import nifti, tiff
+from napari_arssr.io import nifti, ome_zarr, tiff
 from napari_arssr.io.channels import Channel, chosen
-from napari_arssr.io.paths import KNOWN, AnyPath, files_of, known_suffix
+from napari_arssr.io.paths import KNOWN, AnyPath, files_of, is_store, known_suffix
 from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
 
@@ -20,12 +21,13 @@ __all__ = ["channels_of", "read", "stated_sizes"]
 def read(
     path: AnyPath, *, most: int | None = None, frame: int | None = None, channel: int | None = None
 ) -> Volume:
-    """Read a NIfTI image or a TIFF stack.
+    """Read a NIfTI image, a TIFF stack or an OME-Zarr image.
 
     Parameters
     ----------
     path : path
-        ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (each finds the other), ``.tif``, ``.tiff``.
+        ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (each finds the other), ``.tif``, ``.tiff``,
+        or a zarr store, or an image or a level in one.
     most : int, optional
         Bytes to load. The voxels of a larger image stay in the file: ``data`` is then a
         :class:`~napari_arssr.io.StoredArray`, which reads what is indexed. Not of a TIFF file
@@ -33,7 +35,7 @@ def read(
     frame : int, optional
         Of a series only this frame, as a 3D volume; no other frame's voxels are held.
     channel : int, optional
-        Which channel of a TIFF stack, from 0; needed where there are several
+        Which channel of a stack, from 0; needed where there are several
         (:func:`channels_of`). No other channel's voxels are held.
 
     Returns
@@ -57,12 +59,13 @@ def read(
     path = Path(path)
     with reading(path):
         _check(path)
-        if known_suffix(path) in tiff.SUFFIXES:
-            if frame is None:
-                return tiff.read(path, most, channel)
-            return _frame_of_tiff(path, most, frame, channel)
-        chosen(path, (Channel(),), channel)
-        return nifti.read(path, most, frame)
+        stacks = _stacks(path)
+        if stacks is None:
+            chosen(path, (Channel(),), channel)
+            return nifti.read(path, most, frame)
+        if frame is None:
+            return stacks.read(path, most, channel)
+        return _loaded(stacks.read(path, 0, channel).frame(frame), most)
 
 
 def channels_of(path: AnyPath) -> tuple[Channel, ...]:
@@ -76,17 +79,18 @@ def channels_of(path: AnyPath) -> tuple[Channel, ...]:
     path = Path(path)
     with reading(path):
         _check(path)
-        return tiff.channels(path) if known_suffix(path) in tiff.SUFFIXES else (Channel(),)
+        stacks = _stacks(path)
+        return (Channel(),) if stacks is None else stacks.channels(path)
 
 
 def stated_sizes(path: AnyPath) -> dict[str, tuple[int, float]] | None:
-    """What a TIFF stack's file states of its voxels, which are not read.
+    """What a stack, TIFF or OME-Zarr, states of its voxels, which are not read.
 
     Returns
     -------
     dict or None
         By axis (T, Z, C, Y, X), in the file's order: how many, and how many millimetres apart; 0
-        along time and channels. None where it states no sizes.
+        along time and channels. None where it states no sizes, or is no stack of these formats.
 
     Raises
     ------
@@ -96,18 +100,27 @@ def stated_sizes(path: AnyPath) -> dict[str, tuple[int, float]] | None:
     path = Path(path)
     with reading(path):
         _check(path)
-        return tiff.stated_sizes(path)
+        stacks = _stacks(path)
+        return None if stacks is None else stacks.stated_sizes(path)
 
 
-def _frame_of_tiff(path: Path, most: int | None, frame: int, channel: int | None) -> Volume:
-    """A frame; no other's voxels are held, and where its planes can be told apart none is read."""
-    one = tiff.read(path, most=0, channel=channel).frame(frame)
-    if most is None or one.data.size * one.data.dtype.itemsize <= most:
-        one = replace(one, data=np.array(one.data))
-    return one
+def _stacks(path: Path) -> ModuleType | None:
+    """What reads the stacks of microscopes, where a path is one."""
+    if is_store(path):
+        return ome_zarr
+    return tiff if known_suffix(path) in tiff.SUFFIXES else None
+
+
+def _loaded(volume: Volume, most: int | None) -> Volume:
+    """One frame's voxels, in memory if they are so few."""
+    if most is None or volume.data.size * volume.data.dtype.itemsize <= most:
+        return replace(volume, data=np.array(volume.data))
+    return volume
 
 
 def _check(path: Path) -> None:
+    if is_store(path):
+        return
     if path.is_dir():
         raise FileError(f"{path} is a folder; give a file in it.")
     for file in (path, *files_of(path)):

@@ -9,7 +9,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Protocol
@@ -33,6 +33,7 @@ class _Source(Protocol):
 
     name: str
     shape: tuple[int, ...]
+    chunks: tuple[int, ...]  # what must be read as a whole; empty if any plane stands alone
     dtype: np.dtype[Any]
 
     def read(self, picks: Sequence[range]) -> _Array:
@@ -86,12 +87,20 @@ class StoredArray:
         """Bytes of all voxels once they are read."""
         return self.size * self.dtype.itemsize
 
-    has_single_planes = True
-    """Its chunks are what is best read at once, but any plane of the file can be read alone."""
+    @property
+    def has_single_planes(self) -> bool:
+        """Whether its chunks are what is best read at once, but any plane can be read alone."""
+        return not self._source.chunks
 
     @property
-    def chunks(self) -> tuple[int, ...]:
-        """Shape of the parts that are best read at once: planes of the file, of one frame."""
+    def chunks(self) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
+        """The parts that are best read at once: planes of the file, of one frame.
+
+        Of a file in chunks these, and the length of each along each axis, as dask's.
+        """
+        if self._source.chunks:
+            parted = [_parted(*both) for both in zip(self._picks, self._source.chunks, strict=True)]
+            return tuple(parted[axis] for axis in self._axes)
         sizes = [len(pick) for pick in self._picks]
         plane = math.prod(self._source.shape[-2:]) * self.dtype.itemsize
         parts = [*(1 for _ in sizes[:-3]), max(1, _PART // plane), *sizes[-2:]]
@@ -195,6 +204,7 @@ class StoredImage:
     ) -> None:
         self.name = str(path)
         self.shape = shape
+        self.chunks: tuple[int, ...] = ()
         self.dtype = dtype
         self._path = path
         self._stored = stored
@@ -242,6 +252,7 @@ class _Stack:
         self._arrays = arrays
         self.name = arrays[0]._source.name
         self.shape = (len(arrays), *arrays[0].shape)
+        self.chunks: tuple[int, ...] = ()
         self.dtype = np.result_type(*(array.dtype for array in arrays))
 
     def read(self, picks: Sequence[range]) -> _Array:
@@ -331,6 +342,13 @@ def _one_each(keys: tuple[Any, ...], axes: int) -> tuple[Any, ...]:
 
 def _is_integer(key: Any) -> bool:
     return isinstance(key, int | np.integer) and not isinstance(key, bool)
+
+
+def _parted(pick: range, chunk: int) -> tuple[int, ...]:
+    """How many neighbours of what is picked of an axis lie in each chunk."""
+    return tuple(len([*within]) for _, within in groupby(pick, lambda index: index // chunk)) or (
+        0,
+    )
 
 
 def _cut(pick: range) -> tuple[slice, slice]:

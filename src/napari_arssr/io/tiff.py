@@ -28,6 +28,7 @@ from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import Layout, Origin
 from napari_arssr.io.stored import StoredArray, StoredImage
 from napari_arssr.io.troubles import closing, cut_off, not_real, reading
+from napari_arssr.io.units import millimetres, seconds
 from napari_arssr.volume import Grid, Triple, Volume
 
 if TYPE_CHECKING:
@@ -42,29 +43,6 @@ Array = npt.NDArray[Any]
 DTYPES = tuple(np.dtype(code) for code in ("u1", "u2", "i2", "f4"))
 """Number types that ImageJ knows."""
 
-_MILLIMETRES = {
-    "nm": 1e-6,
-    "nanometer": 1e-6,
-    "um": 1e-3,
-    "µm": 1e-3,
-    "μm": 1e-3,  # Greek mu; above it is the micro sign
-    "\\u00b5m": 1e-3,
-    "micron": 1e-3,
-    "microns": 1e-3,
-    "micrometer": 1e-3,
-    "micrometre": 1e-3,
-    "mm": 1.0,
-    "millimeter": 1.0,
-    "millimetre": 1.0,
-    "cm": 10.0,
-    "centimeter": 10.0,
-    "m": 1e3,
-    "meter": 1e3,
-    "in": 25.4,
-    "inch": 25.4,
-    "Å": 1e-7,
-    "pm": 1e-9,
-}
 # ImageJ's calibration of voxels: its function's code ("cf") and the number types that have one.
 _STRAIGHT_LINE = 0
 _UNCALIBRATED = 20
@@ -72,8 +50,6 @@ _CALIBRATED = ("uint8", "uint16", "int16")
 _SIGNED = -32768  # ImageJ's int16 is uint16 with this as intercept
 
 _KEPT = 1 << 28  # bytes of planes that were unpacked
-
-_SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 
 
 def read(path: Path, most: int | None = None, channel: int | None = None) -> Volume:
@@ -180,6 +156,7 @@ class _StoredPlanes:
 
         self.name = str(path)
         self.shape = shape
+        self.chunks: tuple[int, ...] = ()
         self.dtype = dtype
         self._path = path
         self._convert = convert
@@ -445,7 +422,7 @@ def _metadata(tiff: TiffFile) -> _Metadata:
     imagej: Mapping[str, Any] = tiff.imagej_metadata or {}
     meta = imagej or (tiff.shaped_metadata or ({},))[0]
     unit = str(meta.get("unit", "")).strip()
-    scale = _MILLIMETRES.get(unit, _MILLIMETRES.get(unit.lower()))
+    scale = millimetres(unit)
     if scale is None:  # ImageJ's "pixel", or nothing: the tag may know
         scale = {2: 25.4, 3: 10.0}.get(int(tags.valueof("ResolutionUnit") or 1))
     states_spacing = scale is not None
@@ -531,14 +508,13 @@ def _ome_metadata(text: str) -> _Metadata:
         if f"PhysicalSize{axis}" not in given:
             return None
         unit = given.get(f"PhysicalSize{axis}Unit", "µm")
-        return float(given[f"PhysicalSize{axis}"]) * _MILLIMETRES.get(unit, 1.0)
+        return float(given[f"PhysicalSize{axis}"]) * (millimetres(unit) or 1.0)
 
     x, y = size("X"), size("Y")
     first = next((step for step in (x, y) if step is not None), 1.0)
     z = size("Z")
-    step = _number(given.get("TimeIncrement")) * _SECONDS.get(
-        given.get("TimeIncrementUnit", "s"), 0.0
-    )
+    unit = seconds(given.get("TimeIncrementUnit", "s"))
+    step = _number(given.get("TimeIncrement")) * (unit or 0.0)
     return _Metadata(
         (
             first if z is None else z,

@@ -398,12 +398,13 @@ def _let_minutes_count(given: dict[str, Any], options: argparse.Namespace) -> No
 def _self_training(
     config: RunConfig, given: dict[str, Any], options: argparse.Namespace
 ) -> RunConfig:
+    from napari_arssr.io import is_folder
     from napari_arssr.training.config import preset
     from napari_arssr.training.plain import from_plain
     from napari_arssr.training.selfsupervision import MINUTES, self_training
 
     data = given.get("data", {}).get("train", list(config.data.train))
-    if len(data) != 1 or Path(data[0]).is_dir():
+    if len(data) != 1 or is_folder(data[0]):
         raise UsageError("--self learns from one volume; give one file and not several.")
     if options.preset == "paper":
         raise UsageError("--self has a protocol of its own; leave --preset out.")

@@ -392,7 +392,7 @@ def _printable(name: str) -> str:
 
 def find_files(path: Path) -> list[Path]:
     """The volumes of a folder, or of the ``anat`` folders of a BIDS data set; or the file."""
-    if not path.is_dir():
+    if not io.is_folder(path):
         return [path]
     found = io.volumes_in(path)
     if not found:
