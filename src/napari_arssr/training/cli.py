@@ -125,6 +125,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         default=None,
         help="a volume that cannot be used is an error",
     )
+    _add(data, "--channel", dest="data.channel", type=int, help=_CHANNEL_HELP)
     _add(
         data,
         "--sharp-axes",
@@ -219,6 +220,7 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
     )
 
 
+_CHANNEL_HELP = "which channel of stacks that have several, from 0"
 _CACHE_HELP = "memory: hold the set; none: read patches from the files, for sets beyond memory"
 
 
@@ -406,6 +408,8 @@ def _self_training(
     data = given.get("data", {}).get("train", list(config.data.train))
     if len(data) != 1 or is_folder(data[0]):
         raise UsageError("--self learns from one volume; give one file and not several.")
+    if "channel" in given.get("data", {}):
+        config = from_plain(config, {"data": {"channel": given["data"]["channel"]}})
     if options.preset == "paper":
         raise UsageError("--self has a protocol of its own; leave --preset out.")
     lengths = ("steps", "epochs", "minutes")
@@ -454,6 +458,7 @@ def _add_patches(commands: Any) -> None:
     command.add_argument(
         "--manifest", type=Path, help="cut what somebody's patches.json says, from the same volumes"
     )
+    command.add_argument("--channel", type=int, help=_CHANNEL_HELP)
     command.add_argument("--strict", action="store_true", help="a volume left out is an error")
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
 
@@ -471,6 +476,7 @@ def _patches(options: argparse.Namespace) -> int:
             options.seed,
             options.validation_share,
             options.normalize,
+            options.channel,
         ),
         manifest=options.manifest,
         strict=options.strict,

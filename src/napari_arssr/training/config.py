@@ -420,6 +420,8 @@ class DataConfig:
         -1: as many as suit this machine.
     strict : bool
         Whether a volume that cannot be used is an error; else it is named and left out.
+    channel : int, optional
+        Which channel of stacks that have several, from 0.
     isotropic : bool
         Whether files to train on are first brought to cubes of their finest voxel side by the
         weights that the run starts from: then their sharp axes teach in the surroundings in
@@ -431,6 +433,7 @@ class DataConfig:
     cache: Cache = "memory"
     workers: int = -1
     strict: bool = False
+    channel: int | None = None
     isotropic: bool = False
 
     def __post_init__(self) -> None:

@@ -52,6 +52,8 @@ class PatchSettings:
         Of the subjects, drawn by the seed, where no validation volumes are given.
     normalization : {"minmax", "percentile", "none"}
         How intensities are brought to [0, 1].
+    channel : int, optional
+        Which channel of stacks that have several, from 0.
     """
 
     size: int = 40
@@ -59,6 +61,7 @@ class PatchSettings:
     seed: int = 0
     validation_share: float = 0.125
     normalization: Normalization = "minmax"
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.count < 1 or self.seed < 0:
@@ -124,10 +127,12 @@ def cut_patches(
         "warn": warn,
     }
     if theirs is not None:
-        split = _split_as(theirs, load_volumes([*data, *validation], **options), str(manifest))
+        volumes = load_volumes([*data, *validation], channel=settings.channel, **options)
+        split = _split_as(theirs, volumes, str(manifest))
         places = {volume["content"]: volume["patches"] for volume in theirs["volumes"]}
     else:
-        split = load_split(data, validation, holdout=0, **options)
+        channels = (settings.channel, settings.channel)
+        split = load_split(data, validation, holdout=0, channels=channels, **options)
         if not validation:
             split = _drawn(split.train, settings)
         places = {}
@@ -149,6 +154,7 @@ def cut_patches(
         "seed": settings.seed,
         "validation_share": settings.validation_share,
         "normalization": settings.normalization,
+        "channel": settings.channel,
         "volumes": entries,
     }
     # Last: with it the folder is whole.
@@ -222,7 +228,7 @@ def _entry(
 def _write(
     entry: dict[str, Any], volume: TrainingVolume, folder: Path, settings: PatchSettings
 ) -> None:
-    source = io.read(Path(volume.path)).frame(0)
+    source = io.read(volume.path, most=0, frame=0, channel=settings.channel)
     for patch in entry["patches"]:
         z, y, x = patch["start_zyx"]
         box = Box((z, y, x), (z + settings.size, y + settings.size, x + settings.size))
@@ -248,7 +254,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _settings_of(manifest: dict[str, Any], path: Path) -> PatchSettings:
     try:
         names = PatchSettings.__dataclass_fields__
-        return PatchSettings(**{name: manifest[name] for name in names})
+        # Manifests of before know no channels.
+        given = {"channel": None} | manifest
+        return PatchSettings(**{name: given[name] for name in names})
     except (KeyError, TypeError) as error:
         raise FileError(f"{path}: this is no manifest of patches ({error}).") from None
 

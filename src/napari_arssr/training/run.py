@@ -227,12 +227,13 @@ def _volumes(
         normalization=training.normalization,
         unpack_to=folder / _UNPACKED if data.cache == "none" else None,
         share=bool(workers) and start_method() != "fork",
+        channels=(None if cubes else data.channel, data.channel),
         strict=data.strict,
         warn=warn,
     )
     # Records name what the user gave.
     train = [
-        replace(volume, name=cubes[volume.path].name, sha256=sha256_of(cubes[volume.path]))
+        replace(volume, name=cubes[volume.path].name, sha256=io.content_sha256(cubes[volume.path]))
         if volume.path in cubes
         else volume
         for volume in split.train
@@ -245,14 +246,17 @@ def _as_cubes(path: Path, config: RunConfig, folder: Path, start: dict[str, str]
 
     Their name says what they are made of: a folder may hold those of an earlier attempt.
     """
-    if not path.is_file():
+    if io.is_folder(path):
         raise FileError(f"{path} is no file; isotropic takes files and not folders.")
-    of = f"{sha256_of(path)[:16]}-{start['sha256'][:16]}"
-    cubes = folder / _CUBES / f"{io.stem(path.name)}-{of}.nii"
+    channel = config.data.channel
+    of = f"{io.content_sha256(path)[:16]}-{start['sha256'][:16]}"
+    named = "" if channel is None else f"-channel{channel}"
+    cubes = folder / _CUBES / f"{io.stem(path)}{named}-{of}.nii"
     if not cubes.exists():
         make_folder(cubes.parent)
         settings = Settings(weights=config.start, device=config.machine.device)
-        upsample_file(path, cubes, Target(isotropic=True), frame=0, settings=settings)
+        target = Target(isotropic=True)
+        upsample_file(path, cubes, target, frame=0, channel=channel, settings=settings)
     return cubes
 
 

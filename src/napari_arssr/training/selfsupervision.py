@@ -64,7 +64,7 @@ def self_training(
         If the volume or the weights cannot be read.
     """
     path = Path(path)
-    volume = io.read(path)
+    volume = io.read(path, most=0, frame=0, channel=config.data.channel)
     spacing = np.array(volume.spacing)
     coarse = float(spacing.max())
     sharp = tuple(int(axis) for axis in np.flatnonzero(spacing * _LEAST_RATIO < coarse))

@@ -24,6 +24,7 @@ from napari_arssr.choices import Normalization
 from napari_arssr.errors import ArssrError, FileError, UsageError
 from napari_arssr.files import make_folder, write_whole
 from napari_arssr.normalization import Normalizer
+from napari_arssr.volume import Volume
 
 __all__ = [
     "MANIFEST",
@@ -226,6 +227,7 @@ def load_split(
     validation: Sequence[str | os.PathLike[str]],
     *,
     holdout: int,
+    channels: tuple[int | None, int | None] = (None, None),
     **options: Any,
 ) -> Split:
     """The volumes of a run.
@@ -236,6 +238,8 @@ def load_split(
         Files or folders.
     holdout : int
         Subjects, the last by name, that are taken from ``train`` where ``validation`` is empty.
+    channels : two ints, optional
+        Which channel of stacks that have several: to train with, and to watch with.
     **options
         See :func:`load_volumes`.
 
@@ -244,8 +248,8 @@ def load_split(
     UsageError
         If there is nothing to train on, or a validation subject is among the training subjects.
     """
-    trained = load_volumes(train, **options)
-    watched = load_volumes(validation, **options) if validation else []
+    trained = load_volumes(train, channel=channels[0], **options)
+    watched = load_volumes(validation, channel=channels[1], **options) if validation else []
     if not watched and holdout:
         subjects = list(dict.fromkeys(volume.subject for volume in trained))
         refuse_too_few(len(subjects), holdout)
@@ -292,6 +296,7 @@ def load_volumes(
     normalization: Normalization = "percentile",
     unpack_to: Path | None = None,
     share: bool = False,
+    channel: int | None = None,
     strict: bool = False,
     warn: Warn = lambda _: None,
 ) -> list[TrainingVolume]:
@@ -312,6 +317,8 @@ def load_volumes(
         place of files that cannot be read in part.
     share : bool
         Hold the volumes so that processes that are not forked share them.
+    channel : int, optional
+        Which channel of stacks that have several.
     strict : bool
         Whether a volume that cannot be used is an error.
     warn : callable
@@ -331,7 +338,8 @@ def load_volumes(
 
     def read(file: Path) -> TrainingVolume | ArssrError:
         try:
-            return _read(file, smallest, normalization, unpack_to, share=share)
+            volume = io.read(file, frame=0, channel=channel)
+            return _usable(file, volume, smallest, normalization, unpack_to, share=share)
         except ArssrError as error:
             return error
 
@@ -423,10 +431,15 @@ def subject_of(file: Path) -> str:
 _BIDS_ROOT = "dataset_description.json"
 
 
-def _read(
-    file: Path, smallest: int, method: Normalization, unpack_to: Path | None, *, share: bool
+def _usable(
+    file: Path,
+    volume: Volume,
+    smallest: int,
+    method: Normalization,
+    unpack_to: Path | None,
+    *,
+    share: bool,
 ) -> TrainingVolume:
-    volume = io.read(file).frame(0)
     if io.is_label_map(volume):
         raise UsageError(f"{file}: its voxels are labels, not intensities; it is no scan.")
     # Patches of one volume are one subject, whatever they are called.
