@@ -8,7 +8,8 @@ DATA is a folder with brains_t1w/train, brains_t1w/val and lesion in it (their s
 docs/weights.md). The second line prints the commands and runs nothing. Every network gets the
 same budget: each of SRCNN3D, DCSRN and ResCNN for each scale, ArSSR by the paper's preset with
 each of its encoders, and the bundled weights' own protocol from random weights ("ours"), these
-once for all scales. With ``--per method`` the networks of a method share one budget instead.
+once for all scales, and once more with as much as a rival's networks have together ("ours-5x" at
+five scales). With ``--per method`` the networks of a method share one budget instead.
 Words after ``--`` go to the training of the baselines, which work on HR voxels and would take few
 steps of their usual batch in minutes. Beside them stand cubic interpolation, back-projection, the
 bundled weights as they are and those of ``--weights``, which had budgets of their own. No
@@ -49,7 +50,7 @@ class Run:
     words : tuple of str
         Options of ``napari-arssr train`` that make it what it is.
     share : float
-        Of the budget.
+        Of the budget; above 1, so many budgets.
     """
 
     method: str
@@ -127,7 +128,10 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
             words = ("--baseline", baseline, "--scale", scale, *options.words)
             yield Run(baseline, path, words, share)
     # These brains are sharp along i and j only, and our protocol cuts its HR along those.
-    yield Run(OURS, weights / f"{OURS}.safetensors", ("--sharp-axes", "i,j"))
+    count = len(options.scales)
+    several = options.per == "network" and count > 1
+    for name, budgets in {OURS: 1, **({f"{OURS}-{count}x": count} if several else {})}.items():
+        yield Run(name, weights / f"{name}.safetensors", ("--sharp-axes", "i,j"), budgets)
     for encoder in options.encoders:
         name = f"ArSSR-{encoder}"
         words = ("--preset", "paper", "--encoder", encoder)

@@ -629,6 +629,27 @@ def test_the_comparison_is_made_by_commands_that_there_are(tmp_path, monkeypatch
     assert not (tmp_path / "o").exists()
 
 
+def test_ours_is_trained_by_one_budget_and_by_as_much_as_a_rivals_networks_have_together(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import comparison
+
+    words = ["DATA", "--out", str(tmp_path / "o"), "--minutes", "8", "--commands"]
+    monkeypatch.setattr(sys, "argv", ["comparison.py", *words])
+    assert comparison.main() == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    trained = [line for line in lines if line[1] == "train"]
+    minutes = {line[line.index("--name") + 1]: [] for line in trained}
+    for line in trained:
+        minutes[line[line.index("--name") + 1]].append(line[line.index("--minutes") + 1])
+    assert minutes["ours"] == ["8"]
+    assert minutes["ours-5x"] == ["40"]
+    assert minutes["ResCNN"] == ["8"] * 5
+    methods = [text.partition("=")[0] for text in lines[-1]]
+    assert methods.index("ours-5x") == methods.index("ours") + 1
+
+
 def test_a_comparison_is_not_gone_on_with_at_another_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import comparison
@@ -663,7 +684,7 @@ def test_a_comparison_is_not_gone_on_with_at_another_budget(tmp_path, monkeypatc
         assert "DCSRN-x3: trained with --baseline DCSRN --scale 3 --minutes 4, and" in said
     broken = False
     assert compare_at("--minutes", "4") == 0
-    assert [line[0] for line in calls] == ["train", "export"] * 2 + ["evaluate"]
+    assert [line[0] for line in calls] == ["train", "export"] * 3 + ["evaluate"]
     (tmp_path / "o" / "weights" / "DCSRN" / "x2.txt").unlink()
     assert compare_at("--minutes", "4") == 1
     assert "x2.safetensors: trained with unknown" in capsys.readouterr().err
