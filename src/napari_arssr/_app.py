@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["build", "check_display", "check_qt", "main", "open_file", "run"]
 
 _PLUGIN, _WIDGET = "napari-arssr", "Upsample"
-_TIFF = (".tif", ".tiff")
 # How the world of a stack is called whose file knows no orientation.
 _STACK_AXES = ("z", "y", "x")
 # As napari colours channels that it takes apart.
@@ -219,9 +218,9 @@ def open_file(viewer: napari.Viewer, file: Path) -> None:
     from napari.layers._source import layer_source
 
     from napari_arssr._reader import napari_get_reader
-    from napari_arssr.io import is_store, known_suffix
+    from napari_arssr.io import is_stack
 
-    if known_suffix(file) in _TIFF or is_store(file):
+    if is_stack(file):
         try:
             channels = _channels(file)
         except NoVolume:

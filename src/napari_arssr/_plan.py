@@ -252,8 +252,7 @@ class Plan:
         return in_command(words)
 
     def _output(self, source: Path) -> Path:
-        is_stack = source.suffix.lower() in (".tif", ".tiff") or io.is_store(source)
-        suffix = ".tif" if is_stack else ".nii.gz"
+        suffix = ".tif" if io.is_stack(source) else ".nii.gz"
         # In letters that every system has in names.
         fineness = self._fineness.replace("×", "x").replace(" ", "").replace("µ", "u")
         box = "" if self.box is None else "_box"

@@ -17,7 +17,6 @@ from napari_arssr import io
 from napari_arssr._layers import stack_unit
 from napari_arssr._output_choice import Unit
 from napari_arssr._worker import Outcome, Runner
-from napari_arssr.io import tiff
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -123,7 +122,7 @@ def _counts_pixels(layer: Image) -> bool:
     path = layer.source.path
     return (
         path is not None
-        and (io.known_suffix(str(path)) in tiff.SUFFIXES or io.is_store(str(path)))
+        and io.is_stack(str(path))
         and not layer.rgb
         and all(str(unit) == "pixel" for unit in layer.units)
         and bool(np.all(layer.scale == 1))

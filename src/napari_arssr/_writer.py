@@ -29,6 +29,7 @@ from napari_arssr.io import (
     Origin,
     create,
     files_of,
+    is_tiff,
     known_suffix,
     origin_of,
     provenance_of,
@@ -41,7 +42,6 @@ __all__ = ["write_folder", "write_image", "write_image_tiff", "write_labels", "w
 _TIFF_OWN = ("uint8", "uint16", "int16")
 _TIFF_OTHER = ("uint16", "int16")
 _NIFTI_OTHER = ("int32",)
-_TIFF = (".tif", ".tiff")
 _NIFTI = ".nii.gz"
 _VOLUMES = ("image", "labels")
 _NOT_IN_NAMES = frozenset('<>:"/\\|?*')
@@ -115,7 +115,7 @@ def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
         left behind then.
     """
     given = known_suffix(path)
-    if given in _TIFF:
+    if is_tiff(path):
         raise FileError(f"{path}: several layers are saved as NIfTI; give a folder.")
     folder, suffix = Path(path[: len(path) - len(given)]), given or _NIFTI
     left_out = _left_out(layers)
@@ -234,7 +234,7 @@ def _number_type(volume: Volume, path: Path) -> np.dtype[Any]:
                 f"{volume.name}: voxels of {dtype} are not written; convert them to float64."
             )
         return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
-    tiff = known_suffix(path) in _TIFF
+    tiff = is_tiff(path)
     if dtype.name in _TIFF_OWN if tiff else dtype.itemsize < 8:
         return dtype
     slabs = (loaded(slab).data for slab in volume.slabs(_PART))

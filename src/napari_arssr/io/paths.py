@@ -21,7 +21,9 @@ __all__ = [
     "content_sha256",
     "files_of",
     "is_folder",
+    "is_stack",
     "is_store",
+    "is_tiff",
     "known_suffix",
     "result_name",
     "stem",
@@ -38,7 +40,6 @@ KNOWN = "NIfTI (.nii, .nii.gz, .img with .hdr) or a TIFF stack (.tif)"
 # One of them is in every group and every array of a zarr store; and how stores are called.
 _ZARR = (".zarray", ".zgroup", "zarr.json")
 _STORES = (".ome.zarr", ".zarr")
-_STACK = ".tif"
 
 AnyPath = str | os.PathLike[str]
 
@@ -46,6 +47,16 @@ AnyPath = str | os.PathLike[str]
 def is_store(path: AnyPath) -> bool:
     """Whether a path is a zarr store, or a group or an array in one; these can be read."""
     return any(Path(path, name).is_file() for name in _ZARR)
+
+
+def is_tiff(path: AnyPath) -> bool:
+    """Whether a path is called as TIFF files are."""
+    return known_suffix(path) in (".tif", ".tiff")
+
+
+def is_stack(path: AnyPath) -> bool:
+    """Whether a path is in a format of microscopes: TIFF, or OME-Zarr."""
+    return is_tiff(path) or is_store(path)
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -111,7 +122,7 @@ def without_suffix(name: str) -> str:
 
 def result_name(path: AnyPath) -> str:
     """How a result is called by default: as its input, or as a stack where that is a store."""
-    return f"{stem(path)}{_STACK}" if is_store(path) else Path(path).name
+    return f"{stem(path)}.tif" if is_store(path) else Path(path).name
 
 
 def beside(path: AnyPath) -> Path:

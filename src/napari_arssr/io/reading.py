@@ -11,7 +11,7 @@ import numpy as np
 from napari_arssr.errors import FileError
 from napari_arssr.io import nifti, ome_zarr, tiff
 from napari_arssr.io.channels import Channel, chosen
-from napari_arssr.io.paths import KNOWN, AnyPath, files_of, is_store, known_suffix
+from napari_arssr.io.paths import KNOWN, AnyPath, files_of, is_store, is_tiff, known_suffix
 from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
 
@@ -108,7 +108,7 @@ def _stacks(path: Path) -> ModuleType | None:
     """What reads the stacks of microscopes, where a path is one."""
     if is_store(path):
         return ome_zarr
-    return tiff if known_suffix(path) in tiff.SUFFIXES else None
+    return tiff if is_tiff(path) else None
 
 
 def _loaded(volume: Volume, most: int | None) -> Volume:

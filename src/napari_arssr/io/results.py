@@ -10,7 +10,7 @@ from pathlib import Path
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.origin import is_record
-from napari_arssr.io.paths import AnyPath, check_place, files_of, known_suffix
+from napari_arssr.io.paths import AnyPath, check_place, files_of, is_tiff
 from napari_arssr.io.troubles import reading
 
 __all__ = ["check_output", "is_result", "is_up_to_date"]
@@ -81,7 +81,7 @@ def is_up_to_date(path: AnyPath, source: AnyPath, record: str) -> bool:
 
 
 def _record_in(path: Path) -> str:
-    read = tiff.provenance if known_suffix(path) in tiff.SUFFIXES else nifti.provenance
+    read = tiff.provenance if is_tiff(path) else nifti.provenance
     try:
         with reading(path):
             return read(path)

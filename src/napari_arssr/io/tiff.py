@@ -34,9 +34,7 @@ from napari_arssr.volume import Grid, Triple, Volume
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
-__all__ = ["DTYPES", "SUFFIXES", "channels", "provenance", "read", "start", "stated_sizes"]
-
-SUFFIXES = (".tif", ".tiff")
+__all__ = ["DTYPES", "channels", "provenance", "read", "start", "stated_sizes"]
 
 Array = npt.NDArray[Any]
 

@@ -20,7 +20,7 @@ from napari_arssr.files import PARTIAL, sync_folder
 from napari_arssr.io import nifti, tiff
 from napari_arssr.io.casting import cast
 from napari_arssr.io.origin import Layout, Origin, origin_of, provenance_of
-from napari_arssr.io.paths import AnyPath, check_place, files_of, known_suffix
+from napari_arssr.io.paths import AnyPath, check_place, files_of, is_tiff, known_suffix
 from napari_arssr.io.troubles import disk_full, saving
 from napari_arssr.volume import Grid, Volume
 
@@ -220,7 +220,7 @@ def create(
     finals = files_of(path)
     stem = f"{PARTIAL}{secrets.token_hex(8)}"
     temporary = [path.with_name(f"{stem}{known_suffix(final)}") for final in finals]
-    start = tiff.start if known_suffix(path) in tiff.SUFFIXES else nifti.start
+    start = tiff.start if is_tiff(path) else nifti.start
     try:
         with ExitStack() as stack:
             with saving(path, layout.size):
@@ -245,7 +245,7 @@ def _storable(path: Path, dtype: npt.DTypeLike, *, scaled: bool) -> np.dtype[Any
         kind = np.dtype(dtype).newbyteorder("=")
     except (TypeError, ValueError, SyntaxError):  # numpy parses what has brackets as Python
         raise UsageError(f"{path}: {dtype!r} is no number type; choose int16 or float32.") from None
-    if known_suffix(path) not in tiff.SUFFIXES:
+    if not is_tiff(path):
         if kind not in nifti.DTYPES.values():
             raise UsageError(
                 f"{path}: voxels of {kind} are not written; choose an integer type, float32 or "
