@@ -572,6 +572,38 @@ def test_the_app_opens_every_channel_with_sizes_and_place(path: Path) -> None:
         assert layer.source.path == str(path)
 
 
+def test_the_app_opens_what_is_large_with_all_its_levels(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = cells(2, 8, 12, 16)
+    write_store(path, data, "czyx", scale=(1, *SIDES), levels=("0", "1", "2"))
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 2 * data[0].nbytes - 1)
+    viewer = ViewerModel()
+    _app.open_file(viewer, path)
+    for layer, voxels in zip(viewer.layers, data, strict=True):
+        assert layer.multiscale
+        assert all(isinstance(level, StoredArray) for level in layer.data)
+        for number, level in enumerate(layer.data):
+            thinned = voxels[(slice(None, None, 2**number),) * 3]
+            np.testing.assert_array_equal(np.asarray(level), thinned)
+        np.testing.assert_array_equal(np.asarray(volume_of(layer).data), voxels)
+        np.testing.assert_allclose(volume_of(layer).spacing, np.divide(SIDES, 1000))
+        low, high = layer.contrast_limits
+        assert voxels.min() <= low < high <= voxels.max()
+    viewer = ViewerModel()
+    _app.open_file(viewer, path / "1")
+    assert not viewer.layers[0].multiscale
+
+
+def test_levels_are_those_of_the_image_that_is_meant(path: Path) -> None:
+    zarr.open_group(path, mode="w", zarr_format=2).attrs["bioformats2raw.layout"] = 3
+    write_store(path / "0", cells(8, 12, 16), levels=("0", "1"))
+    assert io.levels_of(path) == io.levels_of(path / "0") == (path / "0" / "0", path / "0" / "1")
+    assert io.levels_of(path / "0" / "1") == (path / "0" / "1",)
+    (path.parent / "a.nii").write_bytes(b"-")
+    assert io.levels_of(path.parent / "a.nii") == (path.parent / "a.nii",)
+
+
 def test_the_app_opens_labels_as_labels(path: Path) -> None:
     labels = cells(7, 9, 10) % 3
     write_store(path, cells(7, 9, 10), scale=SIDES)

@@ -247,20 +247,36 @@ def _channels(file: Path) -> list[LayerData]:
     from napari_arssr.lazy import most_to_load
 
     channels = channels_of(file)
-    if len(channels) == 1:
-        return [_stack_layer(read(file, most=most_to_load()))]
     most = most_to_load() // len(channels)
+    if len(channels) == 1:
+        return [_with_levels(_stack_layer(read(file, most=most)), file, None)]
     colours = _TWO_COLOURS if len(channels) == 2 else _COLOURS
     layers: list[LayerData] = []
     for channel, colour in zip(channels, cycle(colours), strict=False):
         volume = read(file, most=most, channel=channel.number)
         name = f"{without_suffix(volume.name)}: {channel}"
-        data, settings, kind = _stack_layer(replace(volume, name=name))
+        layer = _stack_layer(replace(volume, name=name))
+        data, settings, kind = _with_levels(layer, file, channel.number)
         if kind == "image":
             blending = "additive" if layers else "translucent_no_depth"
             settings |= {"colormap": colour, "blending": blending}
         layers.append((data, settings, kind))
     return layers
+
+
+def _with_levels(layer: LayerData, file: Path, channel: int | None) -> LayerData:
+    """A layer whose voxels stay in their file, with the coarser levels that this has.
+
+    napari draws those that suit the zoom. What is in memory needs none.
+    """
+    from napari_arssr.io import StoredArray, levels_of, read
+
+    data, settings, kind = layer
+    if not isinstance(data, StoredArray) or len(levels := levels_of(file)) == 1:
+        return layer
+    coarser = [read(level, most=0, channel=channel).along_world_axes() for level in levels[1:]]
+    pyramid = [data, *(volume.data for volume in coarser)]
+    return pyramid, settings | {"multiscale": True}, kind
 
 
 def _stack_layer(volume: Volume) -> LayerData:

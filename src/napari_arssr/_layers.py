@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.io import StoredArray, cast, is_label_map, without_suffix
+from napari_arssr.lazy import is_read_in_chunks
 from napari_arssr.normalization import Normalizer
 from napari_arssr.volume import Grid, Volume
 
@@ -286,11 +287,17 @@ def _contrast(data: Any) -> tuple[float, float]:
     """What to show as black and white."""
     if not isinstance(data, np.ndarray):
         frame = data[0] if data.ndim == 4 else data
+        if is_read_in_chunks(frame):  # a plane costs as much as all chunks that it runs through
+            return _range(frame)
         planes, rows, columns = frame.shape
         most = max(1, _SAMPLE_BYTES // (rows * columns * data.dtype.itemsize))
         # The ends of a scan are often empty.
         step = max(1, planes // (2 * min(_SAMPLE_PLANES, most)))
         data = np.asarray(frame[planes // 4 : planes - planes // 4 : step])
+    return _range(data)
+
+
+def _range(data: Any) -> tuple[float, float]:
     try:
         shown = Normalizer.fit(data)
     except FileError:  # not one finite value: nothing to see, but no reason not to open it

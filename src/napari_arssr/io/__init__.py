@@ -56,7 +56,7 @@ from napari_arssr.io.paths import (
     volumes_in,
     without_suffix,
 )
-from napari_arssr.io.reading import channels_of, read, stated_sizes
+from napari_arssr.io.reading import channels_of, levels_of, read, stated_sizes
 from napari_arssr.io.results import check_output, is_result, is_up_to_date
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.writing import SlabWriter, create, write
@@ -86,6 +86,7 @@ __all__ = [
     "is_tiff",
     "is_up_to_date",
     "known_suffix",
+    "levels_of",
     "origin_of",
     "provenance_of",
     "read",

@@ -29,7 +29,7 @@ from napari_arssr.volume import Grid, Volume, as_shape
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["channels", "read", "stated_sizes"]
+__all__ = ["channels", "levels", "read", "stated_sizes"]
 
 Array = npt.NDArray[Any]
 
@@ -119,6 +119,19 @@ def read(path: Path, most: int | None = None, channel: int | None = None) -> Vol
 def channels(path: Path) -> tuple[Channel, ...]:
     """The channels of an image, one or more; its voxels are not read."""
     return _level(path).channels
+
+
+def levels(path: Path) -> tuple[Path, ...]:
+    """The levels of an image's pyramid, the finest first; of a level itself only that."""
+    import zarr
+
+    with _plainly(path):
+        node = zarr.open(path, mode="r")
+        if isinstance(node, zarr.Array):
+            return (path,)
+        group, finest = _image_in(path, node)
+        image = next(one for one in _said_by(group)["multiscales"] if finest in _paths(one))
+        return tuple(path / group.path / name for name in _paths(image))
 
 
 def stated_sizes(path: Path) -> dict[str, tuple[int, float]] | None:

@@ -15,7 +15,7 @@ from napari_arssr.io.paths import KNOWN, AnyPath, files_of, is_store, is_tiff, k
 from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
 
-__all__ = ["channels_of", "read", "stated_sizes"]
+__all__ = ["channels_of", "levels_of", "read", "stated_sizes"]
 
 
 def read(
@@ -81,6 +81,20 @@ def channels_of(path: AnyPath) -> tuple[Channel, ...]:
         _check(path)
         stacks = _stacks(path)
         return (Channel(),) if stacks is None else stacks.channels(path)
+
+
+def levels_of(path: AnyPath) -> tuple[Path, ...]:
+    """The levels of an OME-Zarr image's pyramid, the finest first; of any other file itself.
+
+    Raises
+    ------
+    FileError
+        As :func:`read`.
+    """
+    path = Path(path)
+    with reading(path):
+        _check(path)
+        return ome_zarr.levels(path) if is_store(path) else (path,)
 
 
 def stated_sizes(path: AnyPath) -> dict[str, tuple[int, float]] | None:
