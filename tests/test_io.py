@@ -1630,6 +1630,13 @@ def test_volumes_in_a_folder(tmp_path: Path) -> None:
     assert io.volumes_in(tmp_path / "folder.nii") == []
 
 
+def test_a_folder_that_is_locked_hides_no_volumes_beside_it(folder: Path) -> None:
+    (folder / "a.nii").touch()
+    (folder / "lost+found").mkdir(mode=0o000)
+    with as_ordinary_user():
+        assert io.volumes_in(folder) == [folder / "a.nii"]
+
+
 def test_volumes_in_no_folder(folder: Path) -> None:
     with pytest.raises(FileError, match="gone does not exist"):
         io.volumes_in(folder / "gone")

@@ -21,10 +21,12 @@ from ome_stores import axes_of, cells, write_store
 from tiny import Run
 
 from napari_arssr import _app, io, lazy
+from napari_arssr._fit_plan import FitPlan
 from napari_arssr._layers import volume_of
 from napari_arssr._plan import Plan
 from napari_arssr.errors import FileError, NoVolume, UsageError
 from napari_arssr.evaluation.protocol import parse_dataset, prepare
+from napari_arssr.fitting.settings import Settings as FitSettings
 from napari_arssr.io import StoredArray, origin_of, read
 from napari_arssr.training.volumes import find_files
 from napari_arssr.upsampling import Target
@@ -186,12 +188,13 @@ def test_the_finest_level_is_read_or_the_one_that_is_named(
     np.testing.assert_allclose(coarse.spacing, np.multiply(SIDES, 2e-3))
 
 
-def test_a_label_image_is_a_label_map(path: Path) -> None:
-    write_store(path, cells(7, 9, 10), scale=SIDES)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_label_image_is_a_label_map(path: Path, version: str) -> None:
+    write_store(path, cells(7, 9, 10), scale=SIDES, version=version)
     labels = np.zeros((7, 9, 10), np.uint32)
     labels[2:5] = 70_000
     where = path / "labels" / "nuclei"
-    write_store(where, labels, scale=SIDES, said={"image-label": {"version": "0.4"}})
+    write_store(where, labels, scale=SIDES, version=version, said={"image-label": {}})
     assert io.is_label_map(read(where))
     np.testing.assert_array_equal(read(where).data, labels)
     assert not io.is_label_map(read(path))
@@ -206,6 +209,29 @@ def test_the_only_image_of_a_converted_file_is_meant(path: Path) -> None:
     with pytest.raises(NoVolume, match=r"holds 2 images; give one of them: .*zarr/0, .*zarr/1\."):
         read(path)
     assert read(path / "1").data.shape == (3, 9, 10)
+    zarr.open_group(path / "OME", mode="a").attrs["series"] = ["1"]
+    assert read(path).data.shape == (3, 9, 10)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_of_a_plate_an_image_is_to_be_named(path: Path, version: str) -> None:
+    zarr_format: Any = 3 if version == "0.5" else 2
+
+    def group(where: Path, said: dict[str, Any]) -> None:
+        made = zarr.open_group(where, mode="w", zarr_format=zarr_format)
+        made.attrs.update({"ome": {"version": version, **said}} if version == "0.5" else said)
+
+    group(path, {"plate": {"wells": [{"path": "B/3"}]}, "bioformats2raw.layout": 3})
+    group(path / "B" / "3", {"well": {"images": [{"path": "1"}]}})
+    write_store(path / "B" / "3" / "1", cells(7, 9, 10), version=version)
+    with pytest.raises(NoVolume, match=r"is a plate of many images; give one of them, as .*B/3/0"):
+        read(path)
+    with pytest.raises(NoVolume, match=r"B/3 is a plate.*, as .*zarr/B/3/1\."):
+        read(path / "B" / "3")
+    volume = read(path / "B" / "3" / "1")
+    np.testing.assert_array_equal(volume.data, cells(7, 9, 10))
+    assert volume.name == "cells_B_3_1"
+    assert io.beside(path / "B" / "3" / "1" / "0") == path.parent
 
 
 @pytest.mark.parametrize("kind", ["<f4", ">u2", "<i4", "<f2", "|u1"])
@@ -222,6 +248,65 @@ def test_shards_are_read(path: Path) -> None:
     data = cells(8, 12, 16)
     write_store(path, data, version="0.5", chunk=4, shards=(8, 8, 8))
     np.testing.assert_array_equal(read(path).data, data)
+
+
+def test_a_relative_path_is_read_wherever_the_process_works_by_then(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = cells(7, 9, 10)
+    write_store(path, data)
+    monkeypatch.chdir(path.parent)
+    left = read("cells.ome.zarr", most=0).data
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(np.asarray(left), data)
+
+
+def test_a_store_that_has_gone_is_told_and_not_taken_for_an_empty_one(path: Path) -> None:
+    write_store(path, cells(7, 9, 10))
+    left = read(path, most=0).data
+    path.rename(path.with_name("moved.zarr"))
+    with pytest.raises(FileError, match=r"cells\.ome\.zarr is no longer there"):
+        np.asarray(left[2])
+
+
+def test_a_store_may_be_the_working_folder(
+    path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, tiny: Path
+) -> None:
+    write_store(path, cells(7, 9, 10))
+    monkeypatch.chdir(path)
+    assert read(".").name == "cells.ome.zarr"
+    assert read("0").name == "cells_0"
+    assert io.result_name(".") == "cells.tif"
+    assert io.beside("0") == path.parent
+    ran = run("upsample", ".", path.parent / "out.tif", "--scale", "1", "--weights", tiny)
+    assert ran.status == 0, ran.err
+
+
+def test_a_level_that_is_a_link_is_read(path: Path, tmp_path: Path) -> None:
+    data = cells(7, 9, 10)
+    write_store(path, data)
+    (path / "0").rename(tmp_path / "elsewhere")
+    (path / "0").symlink_to(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(read(path).data, data)
+    before = io.content_sha256(path)
+    (tmp_path / "elsewhere" / "0.0.0").unlink()
+    assert io.content_sha256(path) != before
+
+
+def test_a_time_without_a_unit_is_not_known(path: Path) -> None:
+    axes = axes_of("tzyx", dict.fromkeys("zyx", "micrometer"))
+    write_store(path, cells(2, 7, 9, 10), "tzyx", scale=(30, *SIDES), image={"axes": axes})
+    assert read(path).time_step == 0
+    assert origin_of(read(path)).states_spacing
+
+
+def test_what_is_empty_in_the_metadata_says_nothing(path: Path) -> None:
+    nothing = {"coordinateTransformations": None}
+    write_store(path, cells(7, 9, 10), image=nothing, said={"omero": None}, scale=SIDES)
+    assert read(path).spacing == pytest.approx(np.divide(SIDES, 1000))
+    about = {"omero": {"channels": [{"label": None}, {"label": "GFP"}]}}
+    write_store(path, cells(2, 7, 9, 10), "czyx", said=about)
+    assert [channel.name for channel in io.channels_of(path)] == ["", "GFP"]
 
 
 # Large ones ----------------------------------------------------------------------------------
@@ -277,7 +362,7 @@ def test_a_part_needs_only_the_chunks_it_lies_in(path: Path) -> None:
         (
             lambda path: zarr.open_group(path, mode="w").attrs.update(plate={"wells": []}),
             NoVolume,
-            "is a plate of many images; give one, as .*/A/1/0",
+            r"is a plate of many images; give one of them\.",
         ),
         (lambda path: write_store(path, cells(9, 10), "yx"), NoVolume, "is 2D, not 3D"),
         (
@@ -322,7 +407,7 @@ def test_a_part_needs_only_the_chunks_it_lies_in(path: Path) -> None:
         (
             lambda path: write_store(path, cells(7, 9, 10), image={"datasets": [{"path": "gone"}]}),
             FileError,
-            "is not a whole zarr store",
+            "names 'gone' as a level, which is none",
         ),
         (
             lambda path: write_store(path, cells(7, 9, 10), image={"datasets": []}),
@@ -333,6 +418,39 @@ def test_a_part_needs_only_the_chunks_it_lies_in(path: Path) -> None:
             lambda path: write_store(path, cells(7, 9, 10), image={"datasets": 3}),
             FileError,
             "is not a whole zarr store",
+        ),
+        (
+            lambda path: write_store(path, cells(7, 9, 10), image={"datasets": [{"path": "../0"}]}),
+            FileError,
+            "is not a whole zarr store",
+        ),
+        (
+            lambda path: write_store(
+                path, cells(7, 9, 10), version="0.6", image={"axes": None, "coordinateSystems": []}
+            ),
+            FileError,
+            "is of OME-Zarr version 0.6 and names no axes",
+        ),
+        (
+            lambda path: write_store(
+                path, cells(7, 9, 10),
+                image={"coordinateTransformations": [{"type": "affine", "affine": []}]},
+            ),
+            FileError,
+            "is placed by the transformation 'affine', and not by plain scales",
+        ),
+        (
+            lambda path: write_store(
+                path, cells(7, 9, 10),
+                image={"coordinateTransformations": [{"type": "scale", "path": "scales"}]},
+            ),
+            FileError,
+            "is placed by the transformation 'scale', and not by plain",
+        ),
+        (
+            lambda path: (path.mkdir(), (path / ".zattrs").write_text("{}")),
+            FileError,
+            r"is a zarr store without \.zgroup or zarr\.json; copy it again",
         ),
         (
             lambda path: write_store(path, cells(7, 9, 10), scale=(0, 1, 1)),
@@ -354,6 +472,15 @@ def test_what_is_no_volume_is_told_in_a_sentence(
         read(path)
     assert str(raised.value).startswith(str(path))
     assert "\n" not in str(raised.value)
+
+
+def test_a_codec_that_is_not_installed_is_told(path: Path) -> None:
+    write_store(path, cells(7, 9, 10), compressors=None)
+    said = json.loads((path / "0" / ".zarray").read_text())
+    said["compressor"] = {"id": "imagecodecs_jpeg2k"}
+    (path / "0" / ".zarray").write_text(json.dumps(said))
+    with pytest.raises(FileError, match=r"cannot be read here \(codec not available: .*jpeg2k"):
+        read(path)
 
 
 def test_metadata_that_are_no_json_are_told(path: Path) -> None:
@@ -421,27 +548,36 @@ def test_a_store_is_a_volume_among_the_files_of_its_folder(tmp_path: Path) -> No
 )
 def test_a_result_of_a_store_is_a_stack(tmp_path: Path, name: str, stem: str, result: str) -> None:
     write_store(tmp_path / name, cells(7, 9, 10))
-    assert (io.stem(tmp_path / name), io.result_name(tmp_path / name)) == (stem, result)
+    called = io.name_of(tmp_path / name)
+    assert (io.without_suffix(called), io.result_name(tmp_path / name)) == (stem, result)
     assert io.result_name("x/a.nii.gz") == "a.nii.gz"
 
 
 def test_beside_a_store_is_beside_all_of_it(path: Path) -> None:
+    write_store(path, cells(7, 9, 10))
     write_store(path / "labels" / "nuclei", cells(7, 9, 10))
-    zarr.open_group(path / "labels", mode="a", zarr_format=2)
-    zarr.open_group(path, mode="a", zarr_format=2)
+    assert not io.is_store(path / "labels")  # as many write it
     assert io.beside(path) == io.beside(path / "labels" / "nuclei" / "0") == path.parent
-    assert io.stem(path / "labels" / "nuclei") == "cells_labels_nuclei"
+    assert io.name_of(path / "labels" / "nuclei") == "cells_labels_nuclei"
     assert io.beside("scans/a.tif") == Path("scans")
 
 
-def test_a_stores_hash_is_that_of_all_in_it(path: Path) -> None:
-    write_store(path, cells(7, 9, 10))
+def test_a_stores_hash_is_that_of_what_is_read(path: Path) -> None:
+    write_store(path, cells(8, 12, 16), levels=("0", "1"), compressors=None)
     first = io.content_sha256(path)
     copy = shutil.copytree(path, path.with_name("copy.zarr"))
-    assert io.content_sha256(copy) == first
+    assert io.content_sha256(copy) == io.content_sha256(path / "0") == first
+    (path / "1" / "0.0.0").write_bytes(b"another level")
+    write_store(path / "labels" / "nuclei", cells(7, 9, 10))
+    assert io.content_sha256(path) == first
     chunk = path / "0" / "1.1.1"
-    chunk.write_bytes(chunk.read_bytes()[::-1])
+    moved = chunk.rename(path / "0" / "9.1.1")
     assert io.content_sha256(path) != first
+    moved.rename(chunk)
+    assert io.content_sha256(path) == first
+    (path / ".zattrs").write_text((path / ".zattrs").read_text().replace("1.0", "5.0"))
+    assert io.content_sha256(path) != first
+    assert io.content_sha256(path / "0") == io.content_sha256(path)
 
 
 # The command line ----------------------------------------------------------------------------
@@ -516,8 +652,9 @@ def test_of_one_store_and_a_folder_the_result_goes_into_it(
     ("name", "said"),
     [
         ("out.ome.zarr", "does not end in a known suffix"),
-        ("cells.ome.zarr/out.tif", "lies in .*cells.ome.zarr, the input; give the result another"),
-        ("cells.ome.zarr", "is a folder; add a file name"),
+        ("cells.ome.zarr/out.tif", "lies in a zarr store, which is read and not written; give the"),
+        ("cells.ome.zarr/0/out.tif", "lies in a zarr store, which is read and not written"),
+        ("cells.ome.zarr", "is or lies in a zarr store, which is read and not written"),
     ],
 )
 def test_no_store_is_written_to(
@@ -591,23 +728,43 @@ def test_the_app_opens_what_is_large_with_all_its_levels(
         low, high = layer.contrast_limits
         assert voxels.min() <= low < high <= voxels.max()
     viewer = ViewerModel()
-    _app.open_file(viewer, path / "1")
+    _app.open_file(viewer, path / "2")
     assert not viewer.layers[0].multiscale
 
 
-def test_levels_are_those_of_the_image_that_is_meant(path: Path) -> None:
+def test_coarser_levels_are_those_of_the_image_that_is_meant(path: Path) -> None:
+    data = cells(2, 4, 12, 16)
     zarr.open_group(path, mode="w", zarr_format=2).attrs["bioformats2raw.layout"] = 3
-    write_store(path / "0", cells(8, 12, 16), levels=("0", "1"))
-    assert io.levels_of(path) == io.levels_of(path / "0") == (path / "0" / "0", path / "0" / "1")
-    assert io.levels_of(path / "0" / "1") == (path / "0" / "1",)
-    (path.parent / "a.nii").write_bytes(b"-")
-    assert io.levels_of(path.parent / "a.nii") == (path.parent / "a.nii",)
+    write_store(path / "0", data, "czyx", levels=("0", "1", "2"))  # at last one plane
+    for image in (path, path / "0"):
+        levels = io.coarser(image, 1)
+        assert [level.shape for level in levels] == [(2, 6, 8), (1, 3, 4)]
+        np.testing.assert_array_equal(np.asarray(levels[1]), data[1, ::4, ::4, ::4])
+    assert [level.shape for level in io.coarser(path / "0" / "1", 0)] == [(1, 3, 4)]
+    assert io.coarser(path / "0" / "1", 0)
+    with pytest.raises(UsageError, match="has 2 channels"):
+        io.coarser(path)
+    io.write(path.parent / "a.nii", read(path, channel=0))
+    assert io.coarser(path.parent / "a.nii") == ()
+
+
+@pytest.mark.parametrize("name", ["../secret.nii", "../../secret.nii", "/etc/secret.nii"])
+def test_levels_outside_a_store_are_not_looked_for(path: Path, name: str) -> None:
+    write_store(path, cells(8, 12, 16), levels=("0",))
+    io.write(path.parent / "secret.nii", read(path))
+    levels = [{"path": "0"}, {"path": name}]
+    group = zarr.open_group(path, mode="a")
+    group.attrs["multiscales"] = [{"axes": axes_of("zyx"), "datasets": levels}]
+    try:
+        found = io.coarser(path)
+    except FileError:
+        return
+    assert found == ()
 
 
 def test_the_app_opens_labels_as_labels(path: Path) -> None:
     labels = cells(7, 9, 10) % 3
     write_store(path, cells(7, 9, 10), scale=SIDES)
-    zarr.open_group(path / "labels", mode="a", zarr_format=2)
     write_store(path / "labels" / "nuclei", labels, scale=SIDES, said={"image-label": {}})
     viewer = ViewerModel()
     _app.open_file(viewer, path / "labels" / "nuclei")
@@ -623,3 +780,23 @@ def test_the_command_of_a_stores_layer_writes_a_stack_beside_it(path: Path) -> N
     plan = Plan(volume, Target(scale=(2.0, 1.0, 1.0)))
     words = plan.command(path / "0")
     assert f"{path / '0'} {path.parent / 'cells_0_x2x1x1.tif'}" in words
+
+
+def test_the_fit_command_of_stores_layers_writes_beside_them(tmp_path: Path) -> None:
+    stores = [tmp_path / f"{name}.zarr" for name in "ab"]
+    for store in stores:
+        write_store(store, cells(7, 9, 10), scale=(2, 1, 1))
+    volumes = tuple(read(store) for store in stores)
+    words = FitPlan(volumes, FitSettings("linear")).command([s / "0" for s in stores], None)
+    assert f" -o {tmp_path / 'a_0_fit.nii.gz'}" in words
+
+
+def test_contrast_of_chunks_that_are_broken_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(path, cells(8, 12, 16))
+    for chunk in (path / "0").glob("*.*.*"):
+        chunk.write_bytes(b"broken")
+    monkeypatch.setattr("napari_arssr.lazy.LARGE", 100)
+    with pytest.raises(FileError, match="not a whole zarr store"):
+        _app.open_file(ViewerModel(), path)

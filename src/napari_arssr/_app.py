@@ -269,14 +269,12 @@ def _with_levels(layer: LayerData, file: Path, channel: int | None) -> LayerData
 
     napari draws those that suit the zoom. What is in memory needs none.
     """
-    from napari_arssr.io import StoredArray, levels_of, read
+    from napari_arssr.io import StoredArray, coarser
 
     data, settings, kind = layer
-    if not isinstance(data, StoredArray) or len(levels := levels_of(file)) == 1:
+    if not isinstance(data, StoredArray) or not (levels := coarser(file, channel)):
         return layer
-    coarser = [read(level, most=0, channel=channel).along_world_axes() for level in levels[1:]]
-    pyramid = [data, *(volume.data for volume in coarser)]
-    return pyramid, settings | {"multiscale": True}, kind
+    return [data, *levels], settings | {"multiscale": True}, kind
 
 
 def _stack_layer(volume: Volume) -> LayerData:

@@ -122,13 +122,13 @@ class FitPlan:
     def command(self, sources: Sequence[Path], mask: Path | None) -> str:
         """The command line that does the same with the layers' files."""
         first = sources[self.settings.reference]
-        name = io.stem(first)
+        folder, name = io.beside(first), io.without_suffix(io.name_of(first))
         words = ["napari-arssr", "fit", *map(str, sources)]
-        words += ["-o", str(first.with_name(f"{name}_fit.nii.gz")), *as_options(self.settings)]
+        words += ["-o", str(folder / f"{name}_fit.nii.gz"), *as_options(self.settings)]
         if mask is not None:
             words += ["--mask", str(mask)]
         if self.uncertainty:
-            words += ["--uncertainty", str(first.with_name(f"{name}_fit_sd.nii.gz"))]
+            words += ["--uncertainty", str(folder / f"{name}_fit_sd.nii.gz")]
         return in_command(words)
 
     def compared_command(self, sources: Sequence[Path], mask: Path | None, stop: Stop) -> str:

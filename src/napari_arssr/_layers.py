@@ -21,7 +21,7 @@ import numpy.typing as npt
 from napari_arssr.errors import FileError, OutOfMemory, UsageError
 from napari_arssr.io import StoredArray, cast, is_label_map, without_suffix
 from napari_arssr.lazy import is_read_in_chunks
-from napari_arssr.normalization import Normalizer
+from napari_arssr.normalization import Normalizer, sampled
 from napari_arssr.volume import Grid, Volume
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _contrast(data: Any) -> tuple[float, float]:
     if not isinstance(data, np.ndarray):
         frame = data[0] if data.ndim == 4 else data
         if is_read_in_chunks(frame):  # a plane costs as much as all chunks that it runs through
-            return _range(frame)
+            return _range(sampled(frame))
         planes, rows, columns = frame.shape
         most = max(1, _SAMPLE_BYTES // (rows * columns * data.dtype.itemsize))
         # The ends of a scan are often empty.

@@ -259,7 +259,8 @@ class Plan:
         # Or the command of one channel would replace what that of another has made.
         number = io.channel_of(self.volume)
         channel = "" if number is None else f"_channel{number}"
-        return io.beside(source) / f"{io.stem(source)}{channel}_{fineness}{box}{suffix}"
+        name = io.without_suffix(io.name_of(source))
+        return io.beside(source) / f"{name}{channel}_{fineness}{box}{suffix}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -253,7 +253,7 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
         if not found:
             raise UsageError(f"{path}: there is no volume in this folder.")
         files += found
-    if output.exists() and not output.is_dir():
+    if output.exists() and not is_folder(output):
         raise UsageError(f"{output}: the results of several files need a folder, not a file.")
     names: dict[str, Path] = {}
     for file in files:

@@ -14,7 +14,7 @@ from napari_arssr.errors import FileError, UsageError
 from napari_arssr.lazy import blocks, is_large, is_loaded, is_read_in_chunks, pieces
 from napari_arssr.watching import Stop, VagueReport, never, unheard
 
-__all__ = ["Normalizer", "check_range"]
+__all__ = ["Normalizer", "check_range", "sampled"]
 
 # Percentiles, so that a few hot voxels do not squeeze all tissue into a corner of [0, 1].
 _LOW, _HIGH = 0.1, 99.9
@@ -141,13 +141,22 @@ def _thinned(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> npt.ND
     if is_loaded(array):
         return array[(slice(None, None, step),) * array.ndim]
     if is_large(array.size * array.dtype.itemsize) and is_read_in_chunks(array):
-        return _sampled(array, report, stop)
+        return sampled(array, report, stop)
     plane = (slice(None), *(slice(None, None, step),) * (array.ndim - 1))
     return np.concatenate([part[plane].copy() for _, part in pieces(array, step, report, stop)])
 
 
-def _sampled(array: npt.NDArray[Any], report: VagueReport, stop: Stop) -> npt.NDArray[Any]:
-    """Some chunks, thinned: every n-th plane would be in each of them."""
+def sampled(
+    array: npt.NDArray[Any], report: VagueReport = unheard, stop: Stop = never
+) -> npt.NDArray[Any]:
+    """Some voxels of an array in chunks, in no order: enough to tell its range by.
+
+    Of some chunks, thinned: every n-th plane would be in each of them.
+
+    Raises
+    ------
+    Unreadable, Cancelled
+    """
     found = []
     for part in blocks(array, _SPREAD * _ENOUGH, report, stop):
         step = math.ceil((part.size / _ENOUGH_OF_CHUNK) ** (1 / part.ndim))

@@ -49,7 +49,7 @@ def simulate_file(
     seed : int
         Of the noise.
     channel : int, optional
-        Which channel of a TIFF stack; needed where there are several.
+        Which channel of a stack; needed where there are several.
 
     Returns
     -------

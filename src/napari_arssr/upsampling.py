@@ -404,7 +404,7 @@ def upsample_file(
     frame : int, optional
         Of a 4D file only this frame.
     channel : int, optional
-        Which channel of a TIFF stack; needed where there are several.
+        Which channel of a stack; needed where there are several.
     dtype : str, optional
         Number type in the file, float32 by default; ``same`` is the input's type and scale
         factors, rounded and clipped.
@@ -457,7 +457,7 @@ def upsample_file(
         if job.loaded is not None:
             record["weights_sha256"] = sha256_of(registry.resolve(settings.weights))
     record |= {
-        "source": Path(source).name,
+        "source": io.name_of(source),
         "source_shape_zyx": list(volume.grid.shape),
         "frame": frame,
         "channel": channel,

@@ -91,7 +91,7 @@ def save_reference(folder: Path, prepared: Prepared) -> None:
     data = prepared.volume.data
     view = View(
         prepared.dataset,
-        prepared.path.name,
+        prepared.name,
         (z, y, x),
         spacing,
         float(data.min()),

@@ -113,7 +113,7 @@ def parse_dataset(text: str) -> Dataset:
         return Dataset(name or path.resolve().name, files, () if files else (path,))
     if not path.exists():
         raise FileError(f"{path} does not exist; check its name.")
-    return Dataset(name or path.resolve().parent.name, (path,))
+    return Dataset(name or io.beside(path.resolve()).name, (path,))
 
 
 def parse_datasets(texts: Sequence[str]) -> list[Dataset]:
@@ -133,7 +133,7 @@ def parse_datasets(texts: Sequence[str]) -> list[Dataset]:
     for text in texts:
         dataset = parse_dataset(text)
         if not name_and_source(text)[0]:
-            folder = (*dataset.empty, *(path.parent for path in dataset.files))[0]
+            folder = (*dataset.empty, *map(io.beside, dataset.files))[0]
             other = unnamed.setdefault(dataset.name, folder)
             if other.resolve() != folder.resolve():
                 raise UsageError(
@@ -149,12 +149,13 @@ def parse_datasets(texts: Sequence[str]) -> list[Dataset]:
     for name, files in found.items():
         known: dict[str, Path] = {}
         for path in files:
-            if path.name in known:
+            called = io.name_of(path)
+            if called in known:
                 raise UsageError(
-                    f"{known[path.name]} and {path} are both {path.name} of the data set {name!r}; "
+                    f"{known[called]} and {path} are both {called} of the data set {name!r}; "
                     "rows could not tell them apart, so give one another data set: NAME=FILE."
                 )
-            known[path.name] = path
+            known[called] = path
     return [Dataset(name, tuple(files), tuple(empty[name])) for name, files in found.items()]
 
 
@@ -187,6 +188,11 @@ class Prepared:
     mask_source: str
     whole: Grid
     box: Box
+
+    @property
+    def name(self) -> str:
+        """How rows call it."""
+        return io.name_of(self.path)
 
 
 def prepare(
@@ -273,7 +279,8 @@ def foreground(data: npt.NDArray[np.float32]) -> Mask:
 
 
 def _read_mask(folder: Path, path: Path, grid: Grid) -> tuple[Mask, str]:
-    candidates = [folder / path.name, *(folder / f"{io.stem(path)}{s}" for s in io.SUFFIXES)]
+    name = io.name_of(path)
+    candidates = [folder / name, *(folder / f"{io.stem(name)}{s}" for s in io.SUFFIXES)]
     found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is None:
         raise FileError(f"{path}: its mask is missing, there is no {candidates[0]}.")
@@ -344,8 +351,8 @@ def make_case(prepared: Prepared, measurement: Measurement) -> Case:
     low = measurement.scanner.measure(volume, grid)
     draws = np.random.default_rng(measurement.seed)
     data = with_noise(low.data, volume.data, measurement.noise, draws)
-    low = replace(low, data=data, name=prepared.path.name)
-    return Case(low, volume.grid, measurement, prepared.path.name, prepared.whole, prepared.box)
+    low = replace(low, data=data, name=prepared.name)
+    return Case(low, volume.grid, measurement, prepared.name, prepared.whole, prepared.box)
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from napari_arssr import io
 from napari_arssr.choices import METRICS, SCALES
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
@@ -243,7 +244,7 @@ class _Run:
         try:
             prepared = prepare(dataset, path, masks=settings.masks, crop=settings.crop)
         except (ArssrError, MemoryError) as error:
-            self.skip(Skipped(dataset, path.name, "", "", _reason(error)))
+            self.skip(Skipped(dataset, io.name_of(path), "", "", _reason(error)))
             return False
         reference = Reference(prepared)
         album = settings.pictures if pictured else None
@@ -283,7 +284,7 @@ class _Run:
             factors = factors_of(prepared, scale, keep_thick=settings.keep_thick)
         except ArssrError as error:
             self.skip(
-                Skipped(prepared.dataset, prepared.path.name, scale_text(scale), "", _reason(error))
+                Skipped(prepared.dataset, prepared.name, scale_text(scale), "", _reason(error))
             )
             return
         text = scale_text(factors)
@@ -301,10 +302,10 @@ class _Run:
                 recipe=method.recipe,
             )
             try:
-                row = replace(row, weights_sha256=method.digest(prepared.path.name, measurement))
+                row = replace(row, weights_sha256=method.digest(prepared.name, measurement))
             except (ArssrError, MemoryError) as error:
                 self.skip(
-                    Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
+                    Skipped(prepared.dataset, prepared.name, text, method.name, _reason(error))
                 )
                 continue
             if row.weights_sha256:
@@ -325,7 +326,7 @@ class _Run:
         except (ArssrError, MemoryError) as error:
             for method, *_ in jobs:
                 self.skip(
-                    Skipped(prepared.dataset, prepared.path.name, text, method.name, _reason(error))
+                    Skipped(prepared.dataset, prepared.name, text, method.name, _reason(error))
                 )
             return
         if album is not None:
@@ -381,7 +382,7 @@ class _Run:
             raise
         except (ArssrError, MemoryError, RuntimeError) as error:
             reason = _reason(error)
-            self.skip(Skipped(prepared.dataset, prepared.path.name, row.scale, method.name, reason))
+            self.skip(Skipped(prepared.dataset, prepared.name, row.scale, method.name, reason))
             return
         self._repeat_reasons(row, had.intersection(self.metrics))
         self._skip_problems(row, problems)
@@ -415,7 +416,7 @@ class _Run:
     def _blank(self, prepared: Prepared) -> Row:
         return Row(
             dataset=prepared.dataset,
-            volume=prepared.path.name,
+            volume=prepared.name,
             volume_sha256=prepared.sha256,
             crop="" if self.settings.crop is None else str(self.settings.crop),
             mask=prepared.mask_source,

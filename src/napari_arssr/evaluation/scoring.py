@@ -120,7 +120,7 @@ class Reference:
         if priors is not None:
             priors = priors.cut(self.prepared.whole, self.prepared.box)
         # By its name Priors knows what it has registered already.
-        name = f"{self.prepared.dataset}/{self.prepared.path.name}"
+        name = f"{self.prepared.dataset}/{self.prepared.name}"
         return segmentation.segment(replace(volume, name=name), self.prepared.mask, priors)
 
 

@@ -131,7 +131,7 @@ def read_stacks(paths: Sequence[str | os.PathLike[str]]) -> list[Volume]:
         if whole in seen:
             raise UsageError(f"{path} is named twice; give each stack once.")
         seen.add(whole)
-    return [replace(io.read(path), name=Path(path).name) for path in paths]
+    return [replace(io.read(path), name=io.name_of(path)) for path in paths]
 
 
 def check(volumes: Sequence[Volume]) -> None:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from napari_arssr.io.casting import cast
 from napari_arssr.io.channels import Channel
+from napari_arssr.io.content import content_sha256
 from napari_arssr.io.origin import (
     LABEL,
     LABEL_INTENTS,
@@ -44,19 +45,19 @@ from napari_arssr.io.paths import (
     SUFFIXES,
     beside,
     check_input,
-    content_sha256,
     files_of,
     is_folder,
     is_stack,
     is_store,
     is_tiff,
     known_suffix,
+    name_of,
     result_name,
     stem,
     volumes_in,
     without_suffix,
 )
-from napari_arssr.io.reading import channels_of, levels_of, read, stated_sizes
+from napari_arssr.io.reading import channels_of, coarser, read, stated_sizes
 from napari_arssr.io.results import check_output, is_result, is_up_to_date
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.writing import SlabWriter, create, write
@@ -75,6 +76,7 @@ __all__ = [
     "channels_of",
     "check_input",
     "check_output",
+    "coarser",
     "content_sha256",
     "create",
     "files_of",
@@ -86,7 +88,7 @@ __all__ = [
     "is_tiff",
     "is_up_to_date",
     "known_suffix",
-    "levels_of",
+    "name_of",
     "origin_of",
     "provenance_of",
     "read",

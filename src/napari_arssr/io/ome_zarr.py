@@ -7,6 +7,7 @@ the level that is named; of an image's group the finest level.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from napari_arssr.errors import ArssrError, FileError, NoVolume
 from napari_arssr.io.casting import real_dtype, real_values
 from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import LABEL, Origin
-from napari_arssr.io.paths import beside, stem
+from napari_arssr.io.paths import is_store, name_of
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.troubles import not_real, reading
 from napari_arssr.io.units import millimetres, seconds
@@ -29,16 +30,18 @@ from napari_arssr.volume import Grid, Volume, as_shape
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["channels", "levels", "read", "stated_sizes"]
+__all__ = ["channels", "coarser", "files_behind", "read", "stated_sizes"]
 
 Array = npt.NDArray[Any]
 
 # Axes of versions that do not name them.
+_UNNAMED = ("0.1", "0.2")
 _AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _SPACE = ["Z", "Y", "X"]
 # What tells of a level lies in a group so many folders above it, at most.
 _ABOVE = 3
+_PLATE = ("plate", "well")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class _Level:
 
     Parameters
     ----------
+    place : path
+        The folder of its group.
+    group : zarr.Group
+    within : str
+        What the group calls it.
     array : zarr.Array
     letters : tuple of str
         For each of its axes T, C, Z, Y or X; "-" for one voxel along an axis of another kind.
@@ -58,6 +66,9 @@ class _Level:
     is_label_map : bool
     """
 
+    place: Path
+    group: zarr.Group
+    within: str
     array: zarr.Array[Any]
     letters: tuple[str, ...]
     scale: tuple[float, ...]
@@ -70,24 +81,26 @@ class _Level:
         """What ``values`` has for an axis."""
         return values[self.letters.index(letter)] if letter in self.letters else missing
 
+    def voxels(self, path: Path, array: zarr.Array[Any], channel: Channel | None) -> StoredArray:
+        """An array of these axes as (z, y, x) or (t, z, y, x), which stays in its store."""
+        real = real_dtype(array.dtype.newbyteorder("="), 1.0, 0.0)
+        is_series = self.along("T", array.shape, 1) > 1
+        wanted = ["T", *_SPACE] if is_series else _SPACE
+        number = 0 if channel is None else channel.number
+        part = tuple(
+            slice(None) if letter in wanted else number if letter == "C" else 0
+            for letter in self.letters
+        )
+        kept = [letter for letter in self.letters if letter in wanted]
+        order = [kept.index(letter) for letter in wanted]
+        return StoredArray(_StoredChunks(path, array, real))[part].transpose(order)
+
 
 def read(path: Path, most: int | None = None, channel: int | None = None) -> Volume:
     """Read one image, or a channel of it; see :func:`napari_arssr.io.read`."""
     level = _level(path)
     one = chosen(path, level.channels, channel)
-    native = level.array.dtype.newbyteorder("=")
-    real = real_dtype(native, 1.0, 0.0)
-    data: Any = StoredArray(_StoredChunks(path, level.array, real))
-    number = 0 if one is None else one.number
-    left_out = ["T"] if level.along("T", level.array.shape, 1) == 1 else []
-    kept = [letter for letter in level.letters if letter in {"T", *_SPACE} - {*left_out}]
-    data = data[
-        tuple(
-            slice(None) if letter in kept else number if letter == "C" else 0
-            for letter in level.letters
-        )
-    ]
-    data = data.transpose([kept.index(letter) for letter in ["T", *_SPACE] if letter in kept])
+    data: Any = level.voxels(path, level.array, one)
     if most is None or data.nbytes <= most:
         data = np.ascontiguousarray(data)
     spacing = [level.along(letter, level.scale) for letter in _SPACE]
@@ -103,11 +116,11 @@ def read(path: Path, most: int | None = None, channel: int | None = None) -> Vol
         Grid.from_napari(as_shape(data.shape[-3:]), placed).affine,
         time_step=step if is_series and math.isfinite(step) and step > 0 else 0.0,
         time_start=level.along("T", level.translation) if is_series else 0.0,
-        name=path.name if beside(path) == path.parent else stem(path),
+        name=name_of(path),
         metadata={
             "origin": Origin(
                 format="OME-Zarr",
-                dtype=native,
+                dtype=level.array.dtype.newbyteorder("="),
                 states_spacing=level.states_spacing,
                 channel=one,
                 intent=(LABEL if level.is_label_map else 0, (0.0, 0.0, 0.0), ""),
@@ -119,19 +132,6 @@ def read(path: Path, most: int | None = None, channel: int | None = None) -> Vol
 def channels(path: Path) -> tuple[Channel, ...]:
     """The channels of an image, one or more; its voxels are not read."""
     return _level(path).channels
-
-
-def levels(path: Path) -> tuple[Path, ...]:
-    """The levels of an image's pyramid, the finest first; of a level itself only that."""
-    import zarr
-
-    with _plainly(path):
-        node = zarr.open(path, mode="r")
-        if isinstance(node, zarr.Array):
-            return (path,)
-        group, finest = _image_in(path, node)
-        image = next(one for one in _said_by(group)["multiscales"] if finest in _paths(one))
-        return tuple(path / group.path / name for name in _paths(image))
 
 
 def stated_sizes(path: Path) -> dict[str, tuple[int, float]] | None:
@@ -147,6 +147,42 @@ def stated_sizes(path: Path) -> dict[str, tuple[int, float]] | None:
     }
 
 
+def coarser(path: Path, channel: int | None = None) -> tuple[StoredArray, ...]:
+    """See :func:`napari_arssr.io.coarser`."""
+    import zarr
+
+    level = _level(path)
+    one = chosen(path, level.channels, channel)
+    with _plainly(path):
+        names = _paths(_image_of(level.group, level.within))
+        there = [level.group.get(name) for name in names[names.index(level.within) + 1 :]]
+        # What else a level may be is not for looking at.
+        return tuple(
+            level.voxels(path, array, one)
+            for array in there
+            if isinstance(array, zarr.Array) and array.ndim == level.array.ndim
+        )
+
+
+def files_behind(path: Path) -> dict[str, Path]:
+    """The files that a volume is read from, by what the store calls them, in order of names.
+
+    Those of its level and what its group says; not those of other levels or of labels.
+    """
+    level = _level(path)
+    folder = level.place / level.array.path
+    found = {
+        file.name: file
+        for file in (level.place / name for name in (".zattrs", ".zgroup", "zarr.json"))
+        if file.is_file()
+    }
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            file = Path(parent, name)
+            found[f"{level.within}/{file.relative_to(folder).as_posix()}"] = file
+    return dict(sorted(found.items()))
+
+
 class _StoredChunks:
     """The voxels of a zarr array, for a :class:`StoredArray`; chunks are read whole."""
 
@@ -157,6 +193,7 @@ class _StoredChunks:
         self.dtype = dtype
         self._path = path
         self._array = array
+        self._place = _place_of(array)
 
     def read(self, picks: Sequence[range]) -> Array:
         """The voxels at every combination of the indices picked."""
@@ -165,6 +202,9 @@ class _StoredChunks:
             stored = np.asarray(
                 self._array[tuple(slice(pick.start, pick.stop, pick.step) for pick in forward)]
             )
+        # Chunks that are not there are empty by zarr's rules: all of them, once a store has gone.
+        if not is_store(self._place):
+            raise FileError(f"{self._path} is no longer there; find it, and open it again.")
         turned = tuple(slice(None, None, 1 if pick.step > 0 else -1) for pick in picks)
         return real_values(stored[turned], 1.0, 0.0).astype(self.dtype, copy=False)
 
@@ -177,10 +217,24 @@ def _plainly(path: Path) -> Iterator[None]:
     except (ArssrError, OSError, MemoryError):
         raise
     except Exception as error:
-        said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        said = str(error).partition("\n")[0].strip("'. ") or type(error).__name__
+        if "codec" in said:
+            raise FileError(
+                f"{path} is packed in a way that cannot be read here ({said}); install the package "
+                "that has this codec, or export it with another."
+            ) from error
         raise FileError(
             f"{path} is not a whole zarr store ({said}); copy or export it again."
         ) from error
+
+
+def _place_of(node: zarr.Array[Any] | zarr.Group) -> Path:
+    """Its folder."""
+    root: Any = node.store
+    return Path(root.root) / node.path
+
+
+# What a store says -------------------------------------------------------------------------------
 
 
 def _level(path: Path) -> _Level:
@@ -188,16 +242,18 @@ def _level(path: Path) -> _Level:
     import zarr
 
     with _plainly(path):
-        node = zarr.open(path, mode="r")
+        # As an absolute path: the working folder may be another when voxels are read.
+        node = zarr.open(path.absolute(), mode="r")
         if isinstance(node, zarr.Array):
             group, within = _group_of(path)
         else:
-            group, within = _image_in(path, node)
-        array = group[within]
+            group = _image_in(path, node)
+            within = _paths(_said_by(group)["multiscales"][0])[0]
+        array = group.get(within)
         if not isinstance(array, zarr.Array):
             raise FileError(f"{path} names {within!r} as a level, which is none; export it again.")
         _check_numbers(path, array)
-        return _described(path, array, within, _said_by(group))
+        return _described(path, group, within, array)
 
 
 def _group_of(path: Path) -> tuple[zarr.Group, str]:
@@ -211,7 +267,7 @@ def _group_of(path: Path) -> tuple[zarr.Group, str]:
         except FileNotFoundError:
             continue
         within = place.relative_to(folder).as_posix()
-        if any(within in _paths(image) for image in _said_by(group).get("multiscales", ())):
+        if any(within in _paths(image) for image in _said_by(group).get("multiscales") or ()):
             return group, within
     raise NoVolume(
         f"{path} is a zarr array that no OME metadata above it tell of; give the group of an "
@@ -219,30 +275,49 @@ def _group_of(path: Path) -> tuple[zarr.Group, str]:
     )
 
 
-def _image_in(path: Path, group: zarr.Group) -> tuple[zarr.Group, str]:
-    """The image that a group is, or the only one in it; with what it calls its finest level."""
+def _image_in(path: Path, group: zarr.Group) -> zarr.Group:
+    """The image that a group is, or the only one in it."""
     import zarr
 
     said = _said_by(group)
+    if any(kind in said for kind in _PLATE):
+        raise NoVolume(f"{path} is a plate of many images; give one of them{_one_of(path, said)}.")
     if not said.get("multiscales") and "bioformats2raw.layout" in said:
-        names = sorted((name for name, _ in group.groups() if name.isdecimal()), key=int)
+        names = _series(group)
         if len(names) != 1:
             there = ", ".join(str(path / name) for name in names) or "none"
             raise NoVolume(f"{path} holds {len(names)} images; give one of them: {there}.")
-        found = group[names[0]]
-        assert isinstance(found, zarr.Group)
-        group, said = found, _said_by(found)
+        found = group.get(names[0])
+        if isinstance(found, zarr.Group):
+            group, said = found, _said_by(found)
     if not said.get("multiscales"):
-        if "plate" in said or "well" in said:
-            raise NoVolume(f"{path} is a plate of many images; give one, as {path / 'A/1/0'}.")
         raise NoVolume(
             f"{path} is a zarr store without the metadata of an OME-Zarr image ('multiscales'); "
             "give the image's own group, or open it in napari and set the layer's scale."
         )
-    within = _paths(said["multiscales"][0])
-    if not within:
+    if not _paths(said["multiscales"][0]):
         raise NoVolume(f"{path} lists no level of its image; export it again.")
-    return group, within[0]
+    return group
+
+
+def _one_of(path: Path, said: Mapping[str, Any]) -> str:
+    """An image of a plate or a well, as an example; empty where none is named."""
+    for images in (said.get("well") or {}).get("images") or ():
+        return f", as {path / str(images['path'])}"
+    for well in (said.get("plate") or {}).get("wells") or ():
+        return f", as {path / str(well['path']) / '0'}"
+    return ""
+
+
+def _series(group: zarr.Group) -> list[str]:
+    """The images of a converted file, as its own list names them, or by number."""
+    import zarr
+
+    about = group.get("OME")
+    listed = _said_by(about).get("series") if isinstance(about, zarr.Group) else None
+    if listed:
+        return [str(name) for name in listed]
+    return sorted((name for name, _ in group.groups() if name.isdecimal()), key=int)
 
 
 def _said_by(group: zarr.Group) -> dict[str, Any]:
@@ -252,9 +327,14 @@ def _said_by(group: zarr.Group) -> dict[str, Any]:
     return drawer if isinstance(drawer, dict) else attributes
 
 
+def _image_of(group: zarr.Group, within: str) -> dict[str, Any]:
+    """What a group says of the image that has this level."""
+    return next(one for one in _said_by(group)["multiscales"] if within in _paths(one))
+
+
 def _paths(image: Mapping[str, Any]) -> list[str]:
     """The levels of an image, the finest first."""
-    return [str(level["path"]) for level in image["datasets"]]
+    return [str(level["path"]).strip("/") for level in image["datasets"]]
 
 
 def _check_numbers(path: Path, array: zarr.Array[Any]) -> None:
@@ -270,26 +350,24 @@ def _check_numbers(path: Path, array: zarr.Array[Any]) -> None:
         )
 
 
-def _described(path: Path, array: zarr.Array[Any], within: str, said: Mapping[str, Any]) -> _Level:
-    image = next(one for one in said["multiscales"] if within in _paths(one))
-    names = [
-        {"name": axis} if isinstance(axis, str) else axis
-        for axis in image.get("axes") or _AXES[-array.ndim :]
-    ]
-    if len(names) != array.ndim:
-        raise FileError(
-            f"{path} has {array.ndim} axes and its metadata tell of {len(names)}; export it again."
-        )
-    types = [axis.get("type") or _TYPES.get(str(axis["name"]).lower(), "") for axis in names]
-    letters = _letters(path, [str(axis["name"]) for axis in names], types, array.shape)
-    scale, translation, states_sizes = _placed(image, within, array.ndim)
-    units = [_unit(kind, axis.get("unit")) for kind, axis in zip(types, names, strict=True)]
+def _described(path: Path, group: zarr.Group, within: str, array: zarr.Array[Any]) -> _Level:
+    said = _said_by(group)
+    image = _image_of(group, within)
+    axes = _axes(path, image, said, array.ndim)
+    names = [str(axis["name"]) for axis in axes]
+    types = [str(axis.get("type") or _TYPES.get(str(axis["name"]).lower(), "")) for axis in axes]
+    letters = _letters(path, names, types, array.shape)
+    scale, translation, states_sizes = _placed(path, image, within, array.ndim)
+    units = [_unit(kind, axis.get("unit")) for kind, axis in zip(types, axes, strict=True)]
     space = [unit for unit, kind in zip(units, types, strict=True) if kind == "space"]
     factors = [
         (unit or 0.0) if kind == "time" else (unit or 1.0) if all(space) else 1.0
         for kind, unit in zip(types, units, strict=True)
     ]
     return _Level(
+        _place_of(group),
+        group,
+        within,
         array,
         letters,
         tuple(factor * step for factor, step in zip(factors, scale, strict=True)),
@@ -298,6 +376,25 @@ def _described(path: Path, array: zarr.Array[Any], within: str, said: Mapping[st
         _channels(said, array.shape[letters.index("C")] if "C" in letters else 1),
         "image-label" in said,
     )
+
+
+def _axes(
+    path: Path, image: Mapping[str, Any], said: Mapping[str, Any], count: int
+) -> list[Mapping[str, Any]]:
+    """What an image says of each axis: its name at least."""
+    version = image.get("version") or said.get("version")
+    given = image.get("axes")
+    if given is None and version is not None and version not in _UNNAMED:
+        raise FileError(
+            f"{path} is of OME-Zarr version {version} and names no axes where versions up to 0.5 "
+            "do; export it as 0.5 or 0.4."
+        )
+    axes = [{"name": one} if isinstance(one, str) else one for one in given or _AXES[-count:]]
+    if len(axes) != count:
+        raise FileError(
+            f"{path} has {count} axes and its metadata tell of {len(axes)}; export it again."
+        )
+    return axes
 
 
 def _letters(
@@ -336,7 +433,7 @@ def _unit(kind: str, name: Any) -> float | None:
 
 
 def _placed(
-    image: Mapping[str, Any], within: str, axes: int
+    path: Path, image: Mapping[str, Any], within: str, axes: int
 ) -> tuple[list[float], list[float], bool]:
     """Scale and translation of a level in the image's units, and whether a scale is stated.
 
@@ -345,22 +442,29 @@ def _placed(
     level = image["datasets"][_paths(image).index(within)]
     scale, translation, stated = [1.0] * axes, [0.0] * axes, False
     for given in (level, image):
-        for one in given.get("coordinateTransformations", ()):
-            if one["type"] == "scale":
-                factors = [float(value) for value in one["scale"]]
-                scale = [a * b for a, b in zip(scale, factors, strict=True)]
-                translation = [a * b for a, b in zip(translation, factors, strict=True)]
+        for one in given.get("coordinateTransformations") or ():
+            kind = str(one["type"])
+            if kind == "identity":
+                continue
+            if kind not in ("scale", "translation") or kind not in one:
+                raise FileError(
+                    f"{path} is placed by the transformation {kind!r}, and not by plain scales and "
+                    "translations; export it as version 0.4 or 0.5."
+                )
+            values = [float(value) for value in one[kind]]
+            if kind == "scale":
+                scale = [a * b for a, b in zip(scale, values, strict=True)]
+                translation = [a * b for a, b in zip(translation, values, strict=True)]
                 stated = True
-            elif one["type"] == "translation":
-                moved = [float(value) for value in one["translation"]]
-                translation = [a + b for a, b in zip(translation, moved, strict=True)]
+            else:
+                translation = [a + b for a, b in zip(translation, values, strict=True)]
     return scale, translation, stated
 
 
 def _channels(said: Mapping[str, Any], count: int) -> tuple[Channel, ...]:
     """The channels, with names where there is one for each."""
-    given = said.get("omero", {}).get("channels", ())
-    names = [str(one.get("label", "")) for one in given]
+    given = (said.get("omero") or {}).get("channels") or ()
+    names = [str(one.get("label") or "") for one in given]
     if len(names) != count:
         names = [""] * count
     return tuple(Channel(number, " ".join(name.split())) for number, name in enumerate(names))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.files import sha256_of
 from napari_arssr.io.troubles import reason, saving
 
 __all__ = [
@@ -18,13 +16,13 @@ __all__ = [
     "beside",
     "check_input",
     "check_place",
-    "content_sha256",
     "files_of",
     "is_folder",
     "is_stack",
     "is_store",
     "is_tiff",
     "known_suffix",
+    "name_of",
     "result_name",
     "stem",
     "volumes_in",
@@ -40,13 +38,15 @@ KNOWN = "NIfTI (.nii, .nii.gz, .img with .hdr) or a TIFF stack (.tif)"
 # One of them is in every group and every array of a zarr store; and how stores are called.
 _ZARR = (".zarray", ".zgroup", "zarr.json")
 _STORES = (".ome.zarr", ".zarr")
+_DEEPEST = 7  # plate/A/1/0/labels/cells/0
 
 AnyPath = str | os.PathLike[str]
 
 
 def is_store(path: AnyPath) -> bool:
     """Whether a path is a zarr store, or a group or an array in one; these can be read."""
-    return any(Path(path, name).is_file() for name in _ZARR)
+    # pathlib would raise where a folder is locked.
+    return any(os.path.isfile(os.path.join(path, name)) for name in _ZARR)  # noqa: PTH113, PTH118
 
 
 def is_tiff(path: AnyPath) -> bool:
@@ -71,47 +71,18 @@ def known_suffix(path: AnyPath) -> str:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files that a path stands for: of ``.img`` or ``.hdr`` both, the header last.
-
-    Of a zarr store all that are in it.
-    """
-    if is_store(path):
-        return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    """The files that a path stands for: of ``.img`` or ``.hdr`` both, the header last."""
     if known_suffix(path) not in (".img", ".hdr"):
         return (path,)
     image, header = (".IMG", ".HDR") if path.suffix.isupper() else (".img", ".hdr")
     return path.with_suffix(image), path.with_suffix(header)
 
 
-def content_sha256(path: Path) -> str:
-    """SHA-256 of a volume's file, in hexadecimal digits; of several files, of all digests.
-
-    Raises
-    ------
-    FileError
-        If it cannot be read.
-    """
-    try:
-        digests = [sha256_of(file) for file in files_of(path)]
-    except OSError as error:
-        raise FileError(f"{path} cannot be read ({error.strerror}).") from None
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 def stem(path: AnyPath) -> str:
-    """The file's name without folder and suffix: ``sub-01`` for ``data/sub-01.nii.gz``.
-
-    Of an image in a zarr store the store's name goes before: ``cells_0`` for ``cells.ome.zarr/0``.
-    """
-    path = Path(path)
-    if is_store(path):
-        folder = beside(path)
-        store, *within = path.parts[len(folder.parts) :]
-        return "_".join([without_suffix(store), *within])
-    found = without_suffix(path.name)
-    return path.stem if found == path.name else found
+    """The file's name without folder and suffix: ``sub-01`` for ``data/sub-01.nii.gz``."""
+    name = Path(path).name
+    found = without_suffix(name)
+    return Path(path).stem if found == name else found
 
 
 def without_suffix(name: str) -> str:
@@ -120,15 +91,38 @@ def without_suffix(name: str) -> str:
     return name[: len(name) - len(known_suffix(name) or next(stores, ""))]
 
 
+def name_of(path: AnyPath) -> str:
+    """How a volume is called: as its file, or its zarr store, ``cells.ome.zarr``.
+
+    An image in a store has the store's name before its own: ``cells_0`` for ``cells.ome.zarr/0``.
+    """
+    if not is_store(path):
+        return Path(path).name
+    place, store = Path(path).absolute(), _outermost(path)
+    within = place.relative_to(store).parts
+    return "_".join([without_suffix(store.name), *within]) if within else store.name
+
+
 def result_name(path: AnyPath) -> str:
     """How a result is called by default: as its input, or as a stack where that is a store."""
-    return f"{stem(path)}.tif" if is_store(path) else Path(path).name
+    name = name_of(path)
+    return f"{without_suffix(name)}.tif" if is_store(path) else name
 
 
 def beside(path: AnyPath) -> Path:
     """The folder that a volume lies in; of what is in a zarr store, that of the store."""
-    folder = Path(path).parent
-    return next((one for one in (folder, *folder.parents) if not is_store(one)), folder)
+    store = _outermost(path)
+    return store.parent if is_store(store) else Path(path).parent
+
+
+def _outermost(path: AnyPath) -> Path:
+    """The zarr store that a path is or lies in, as an absolute path; else the path.
+
+    Between a group and one in it there may be a folder that is neither.
+    """
+    place = Path(path).absolute()
+    above = [place, *place.parents[:_DEEPEST]]
+    return next((folder for folder in reversed(above) if is_store(folder)), place)
 
 
 def volumes_in(folder: AnyPath) -> list[Path]:
@@ -216,14 +210,17 @@ def check_place(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
 
 
 def _check_place(path: Path, inputs: Iterable[AnyPath]) -> None:
+    if is_store(_outermost(path)):
+        raise UsageError(
+            f"{path} is or lies in a zarr store, which is read and not written; give the result "
+            "another place, as .tif or .nii.gz."
+        )
     if path.is_dir():
         raise UsageError(f"{path} is a folder; add a file name, such as {path / 'result.nii.gz'}.")
     if not known_suffix(path):
         raise UsageError(f"{path} does not end in a known suffix; write {KNOWN}.")
     files = files_of(path)
     for given in inputs:
-        if is_store(given) and Path(given).resolve() in path.resolve().parents:
-            raise UsageError(f"{path} lies in {given}, the input; give the result another place.")
         if any(_same(mine, theirs) for mine in files for theirs in files_of(Path(given))):
             raise UsageError(f"{path} is the input itself; give the result another name.")
     folder = path.parent

@@ -12,10 +12,11 @@ from napari_arssr.errors import FileError
 from napari_arssr.io import nifti, ome_zarr, tiff
 from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.paths import KNOWN, AnyPath, files_of, is_store, is_tiff, known_suffix
+from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
 
-__all__ = ["channels_of", "levels_of", "read", "stated_sizes"]
+__all__ = ["channels_of", "coarser", "read", "stated_sizes"]
 
 
 def read(
@@ -83,18 +84,20 @@ def channels_of(path: AnyPath) -> tuple[Channel, ...]:
         return (Channel(),) if stacks is None else stacks.channels(path)
 
 
-def levels_of(path: AnyPath) -> tuple[Path, ...]:
-    """The levels of an OME-Zarr image's pyramid, the finest first; of any other file itself.
+def coarser(path: AnyPath, channel: int | None = None) -> tuple[StoredArray, ...]:
+    """The levels of an OME-Zarr image's pyramid below the one that is read, finest first.
+
+    Their voxels stay in the store, with the axes that :func:`read` gives. None for other files.
 
     Raises
     ------
-    FileError
+    FileError, NoChannel
         As :func:`read`.
     """
     path = Path(path)
     with reading(path):
         _check(path)
-        return ome_zarr.levels(path) if is_store(path) else (path,)
+        return ome_zarr.coarser(path, channel) if is_store(path) else ()
 
 
 def stated_sizes(path: AnyPath) -> dict[str, tuple[int, float]] | None:
@@ -135,6 +138,8 @@ def _loaded(volume: Volume, most: int | None) -> Volume:
 def _check(path: Path) -> None:
     if is_store(path):
         return
+    if path.is_dir() and path.suffix.lower() == ".zarr":
+        raise FileError(f"{path} is a zarr store without .zgroup or zarr.json; copy it again.")
     if path.is_dir():
         raise FileError(f"{path} is a folder; give a file in it.")
     for file in (path, *files_of(path)):

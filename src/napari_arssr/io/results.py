@@ -9,6 +9,7 @@ from pathlib import Path
 
 from napari_arssr.errors import FileError, UsageError
 from napari_arssr.io import nifti, tiff
+from napari_arssr.io.content import changed
 from napari_arssr.io.origin import is_record
 from napari_arssr.io.paths import AnyPath, check_place, files_of, is_tiff
 from napari_arssr.io.troubles import reading
@@ -76,8 +77,7 @@ def is_up_to_date(path: AnyPath, source: AnyPath, record: str) -> bool:
     found = _record_in(path)
     if not is_record(found) or json.loads(found) != json.loads(record):
         return False
-    made, given = (max(one.stat().st_mtime for one in files_of(p)) for p in (path, source))
-    return made >= given
+    return changed(path) >= changed(source)
 
 
 def _record_in(path: Path) -> str:
