@@ -800,3 +800,15 @@ def test_contrast_of_chunks_that_are_broken_is_told(
     monkeypatch.setattr("napari_arssr.lazy.LARGE", 100)
     with pytest.raises(FileError, match="not a whole zarr store"):
         _app.open_file(ViewerModel(), path)
+
+
+def test_stores_are_fitted_into_one_volume(run: Run, tmp_path: Path) -> None:
+    stacks = []
+    for axis in range(3):
+        scale = [3.0 if other == axis else 1.0 for other in range(3)]
+        counts = [6 if other == axis else 18 for other in range(3)]
+        stacks.append(write_store(tmp_path / f"{axis}.zarr", cells(*counts), scale=scale))
+    words = ["--method", "linear", "--no-register", "--spacing", "0.001", "--quiet"]
+    ran = run("fit", *stacks, "-o", tmp_path / "one.nii.gz", *words)
+    assert ran.status == 0, ran.err
+    np.testing.assert_allclose(read(tmp_path / "one.nii.gz").spacing, 1e-3, rtol=1e-5)
