@@ -21,6 +21,7 @@ from napari_arssr._fit_plan import FitPlan
 from napari_arssr._layers import volume_of
 from napari_arssr._plan import Plan, Workshop, same_as_file
 from napari_arssr.errors import FileError, UsageError
+from napari_arssr.evaluation.rows import read_rows
 from napari_arssr.fitting.settings import Settings as FitSettings
 from napari_arssr.io import StoredArray, origin_of, read
 from napari_arssr.timing import Speeds
@@ -261,6 +262,29 @@ def test_of_a_folder_every_file_gives_that_channel(run: Run, tiny: Path, tmp_pat
     assert sorted(path.name for path in results.iterdir()) == ["a.tif", "b.tif"]
     for path in results.iterdir():
         assert 1000 <= read(path).data.min() <= read(path).data.max() < 1100
+
+
+def test_a_channel_is_scored_as_if_it_were_a_file_of_its_own(run: Run, tmp_path: Path) -> None:
+    z, y, x = np.indices((12, 20, 24))
+    waves = np.stack([np.sin(z / 2 + n) + np.cos(y / 3) + np.sin(x / (2 + n)) for n in range(2)])
+    both, alone = tmp_path / "cells.tif", tmp_path / "alone.tif"
+    data = (1000 + 300 * waves).astype(np.uint16)
+    tifffile.imwrite(both, data, metadata={"axes": "CZYX"}, **OME)
+    tifffile.imwrite(alone, data[1], metadata={"axes": "ZYX"}, **OME)
+    words = ["--scales", "2", "--methods", "cubic", "--metrics", "psnr", "--pictured", "0"]
+    ran = run("evaluate", f"a={both}", "--out", tmp_path / "one", *words, "--channel", "1")
+    assert ran.status == 0, ran.err
+    assert run("evaluate", f"a={alone}", "--out", tmp_path / "two", *words).status == 0
+    (one,), (two,) = (read_rows(tmp_path / out / "rows.csv") for out in ("one", "two"))
+    assert one.volume == "cells_channel1.tif"
+    assert (one.psnr, one.mask) == (two.psnr, two.mask)
+    ran = run("evaluate", f"a={both}", "--out", tmp_path / "one", *words, "--channel", "0")
+    assert [row.volume for row in read_rows(tmp_path / "one" / "rows.csv")] == [
+        "cells_channel1.tif", "cells_channel0.tif",
+    ]  # fmt: skip
+    ran = run("evaluate", f"a={both}", "--out", tmp_path / "three", *words)
+    assert ran.status == 1
+    assert "has 2 channels" in ran.err
 
 
 # The window ----------------------------------------------------------------------------------

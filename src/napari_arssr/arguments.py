@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from napari_arssr.degradation import ScannerModel
     from napari_arssr.volume import Box, Grid, Triple
 
-__all__ = ["axes", "box", "memory", "scale", "scanner", "shape", "spacing"]
+__all__ = ["CHANNEL", "axes", "box", "memory", "scale", "scanner", "shape", "spacing"]
+
+CHANNEL = "which channel of stacks that have several, from 0"
+"""Help of ``--channel``."""
 
 
 def spacing(text: str) -> float | Triple:

@@ -561,9 +561,7 @@ def _add_simulate(commands: Any) -> None:
 
 
 def _add_channel(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--channel", type=int, help="which channel of a stack that has several, from 0"
-    )
+    command.add_argument("--channel", type=int, help=arguments.CHANNEL)
 
 
 def _add_quiet_and_json(command: argparse.ArgumentParser) -> None:

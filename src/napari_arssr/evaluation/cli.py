@@ -133,6 +133,7 @@ def _add_protocol(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder with a mask for each volume, under its name (default: what is not background)",
     )
+    command.add_argument("--channel", type=int, help=arguments.CHANNEL)
 
 
 def _add_metrics(command: argparse.ArgumentParser) -> None:
@@ -301,6 +302,7 @@ def _settings(options: argparse.Namespace, rows: Path) -> Settings:
         keep_thick=options.keep_thick,
         crop=options.crop,
         masks=options.masks,
+        channel=options.channel,
         metrics=metrics,
         machine=Machine(options.device, options.precision, options.memory),
         pictures=options.out / "pictures" if options.pictured else None,

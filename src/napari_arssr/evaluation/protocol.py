@@ -42,6 +42,7 @@ __all__ = [
     "parse_datasets",
     "parse_scanner",
     "prepare",
+    "row_name",
 ]
 
 Mask = npt.NDArray[np.bool_]
@@ -178,6 +179,8 @@ class Prepared:
     whole : Grid
         Before it was cut, and the part that is left.
     box : Box
+    channel : int, optional
+        Of its file, which has several.
     """
 
     dataset: str
@@ -188,15 +191,30 @@ class Prepared:
     mask_source: str
     whole: Grid
     box: Box
+    channel: int | None = None
 
     @property
     def name(self) -> str:
-        """How rows call it."""
-        return io.name_of(self.path)
+        """How rows call it: as its file, and a channel of one after it as well."""
+        return row_name(self.path, self.channel)
+
+
+def row_name(path: Path, channel: int | None) -> str:
+    """How rows call a volume, or a channel of it: ``cells_channel1.tif``."""
+    name = io.name_of(path)
+    if channel is None:
+        return name
+    stem = io.without_suffix(name)
+    return f"{stem}_channel{channel}{name[len(stem) :]}"
 
 
 def prepare(
-    dataset: str, path: Path, *, masks: Path | None = None, crop: int | None = None
+    dataset: str,
+    path: Path,
+    *,
+    masks: Path | None = None,
+    crop: int | None = None,
+    channel: int | None = None,
 ) -> Prepared:
     """Read a reference and its mask.
 
@@ -210,13 +228,15 @@ def prepare(
         the volume's :func:`foreground`.
     crop : int, optional
         Cut to the mask's bounding box and this many voxels around it.
+    channel : int, optional
+        Which channel of a stack that has several.
 
     Raises
     ------
     UsageError, FileError
         If the volume is not one that can be scored, or its mask is missing, empty or elsewhere.
     """
-    volume = io.read(path)
+    volume = io.read(path, channel=channel)
     if volume.data.ndim != 3:
         raise UsageError(f"{path} has {volume.frames} frames; score each in a file of its own.")
     if io.is_label_map(volume):
@@ -252,6 +272,7 @@ def prepare(
         source,
         volume.grid,
         box,
+        channel,
     )
 
 

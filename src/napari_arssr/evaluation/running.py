@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_arssr import io
 from napari_arssr.choices import METRICS, SCALES
 from napari_arssr.degradation import ScannerModel
 from napari_arssr.errors import ArssrError, Cancelled, OutOfMemory, UsageError
@@ -33,6 +32,7 @@ from napari_arssr.evaluation.protocol import (
     factors_of,
     make_case,
     prepare,
+    row_name,
 )
 from napari_arssr.evaluation.rows import (
     REFERENCE,
@@ -85,6 +85,7 @@ class Settings:
         See :func:`~napari_arssr.evaluation.protocol.factors_of`.
     crop : int or None
     masks : path or None
+    channel : int or None
         See :func:`~napari_arssr.evaluation.protocol.prepare`.
     metrics : sequence of str
     machine : Machine
@@ -106,6 +107,7 @@ class Settings:
     keep_thick: bool = False
     crop: int | None = None
     masks: Path | None = None
+    channel: int | None = None
     metrics: Sequence[str] = METRICS
     machine: Machine = field(default_factory=Machine)
     pictures: Path | None = None
@@ -242,9 +244,16 @@ class _Run:
         self._check()
         settings = self.settings
         try:
-            prepared = prepare(dataset, path, masks=settings.masks, crop=settings.crop)
+            prepared = prepare(
+                dataset,
+                path,
+                masks=settings.masks,
+                crop=settings.crop,
+                channel=settings.channel,
+            )
         except (ArssrError, MemoryError) as error:
-            self.skip(Skipped(dataset, io.name_of(path), "", "", _reason(error)))
+            name = row_name(path, settings.channel)
+            self.skip(Skipped(dataset, name, "", "", _reason(error)))
             return False
         reference = Reference(prepared)
         album = settings.pictures if pictured else None
@@ -505,6 +514,7 @@ def settings_text(settings: Settings) -> str:
             "noise, per cent": list(settings.noise),
             "seed": settings.seed,
             "crop, voxels around the mask": settings.crop,
+            "channel": settings.channel,
             "masks": "auto" if settings.masks is None else "given",
             "metrics": list(settings.metrics),
             "versions": versions(),

@@ -44,7 +44,7 @@ def chosen(
     if number is None and several:
         raise NoChannel(
             f"{path} has {len(channels)} channels ({_listed(channels)}); choose one ('--channel' "
-            "of upsample, simulate, train; 'channel' in Python), or save it as a file of its own."
+            "of upsample, train, evaluate; 'channel' in Python), or save it as a file of its own."
         )
     if number is not None and not 0 <= number < len(channels):
         there = f"channels {_listed(channels)}" if several else "one, channel 0"

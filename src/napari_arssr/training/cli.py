@@ -125,7 +125,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         default=None,
         help="a volume that cannot be used is an error",
     )
-    _add(data, "--channel", dest="data.channel", type=int, help=_CHANNEL_HELP)
+    _add(data, "--channel", dest="data.channel", type=int, help=arguments.CHANNEL)
     _add(
         data,
         "--sharp-axes",
@@ -220,7 +220,6 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
     )
 
 
-_CHANNEL_HELP = "which channel of stacks that have several, from 0"
 _CACHE_HELP = "memory: hold the set; none: read patches from the files, for sets beyond memory"
 
 
@@ -458,7 +457,7 @@ def _add_patches(commands: Any) -> None:
     command.add_argument(
         "--manifest", type=Path, help="cut what somebody's patches.json says, from the same volumes"
     )
-    command.add_argument("--channel", type=int, help=_CHANNEL_HELP)
+    command.add_argument("--channel", type=int, help=arguments.CHANNEL)
     command.add_argument("--strict", action="store_true", help="a volume left out is an error")
     command.add_argument("--quiet", action="store_true", help="say nothing but errors")
 
