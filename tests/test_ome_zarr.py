@@ -27,7 +27,7 @@ from napari_arssr._plan import Plan
 from napari_arssr.errors import FileError, NoVolume, UsageError
 from napari_arssr.evaluation.protocol import parse_dataset, prepare
 from napari_arssr.fitting.settings import Settings as FitSettings
-from napari_arssr.io import StoredArray, origin_of, read
+from napari_arssr.io import StoredArray, ome_zarr, origin_of, read
 from napari_arssr.training.volumes import find_files
 from napari_arssr.upsampling import Target
 
@@ -523,6 +523,15 @@ def test_voxels_are_not_unpickled(
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_pickle_that_a_library_would_read_is_refused_even_so(path: Path) -> None:
+    class Packed:
+        dtype = np.dtype(np.uint16)
+        filters = (Pickle(),)
+
+    with pytest.raises(FileError, match="pickled Python objects, which may run anything; not read"):
+        ome_zarr._check_numbers(path, Packed())  # type: ignore[arg-type]
+
+
 # Names, folders and hashes -------------------------------------------------------------------
 
 
@@ -570,8 +579,8 @@ def test_a_stores_hash_is_that_of_what_is_read(path: Path) -> None:
     (path / "1" / "0.0.0").write_bytes(b"another level")
     write_store(path / "labels" / "nuclei", cells(7, 9, 10))
     assert io.content_sha256(path) == first
-    chunk = path / "0" / "1.1.1"
-    moved = chunk.rename(path / "0" / "9.1.1")
+    chunk = path / "0" / "1.2.3"  # the last, and so it stays
+    moved = chunk.rename(path / "0" / "9.9.9")
     assert io.content_sha256(path) != first
     moved.rename(chunk)
     assert io.content_sha256(path) == first
@@ -746,6 +755,16 @@ def test_coarser_levels_are_those_of_the_image_that_is_meant(path: Path) -> None
         io.coarser(path)
     io.write(path.parent / "a.nii", read(path, channel=0))
     assert io.coarser(path.parent / "a.nii") == ()
+
+
+def test_what_is_no_level_of_the_same_axes_is_not_looked_at(path: Path) -> None:
+    levels = ["0", "plane", "labels", "gone", "1"]
+    write_store(path, cells(8, 12, 16), image={"datasets": [{"path": name} for name in levels]})
+    group = zarr.open_group(path, mode="a")
+    group.create_array("plane", shape=(12, 16), dtype="u2")
+    group.create_group("labels")
+    group.create_array("1", shape=(4, 6, 8), dtype="u2")
+    assert [level.shape for level in io.coarser(path)] == [(4, 6, 8)]
 
 
 @pytest.mark.parametrize("name", ["../secret.nii", "../../secret.nii", "/etc/secret.nii"])

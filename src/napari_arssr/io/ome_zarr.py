@@ -176,7 +176,7 @@ def files_behind(path: Path) -> dict[str, Path]:
         for file in (level.place / name for name in (".zattrs", ".zgroup", "zarr.json"))
         if file.is_file()
     }
-    for parent, _, names in os.walk(folder, followlinks=True):
+    for parent, _, names in os.walk(folder):
         for name in names:
             file = Path(parent, name)
             found[f"{level.within}/{file.relative_to(folder).as_posix()}"] = file
