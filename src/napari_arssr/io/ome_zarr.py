@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import ArssrError, FileError, NoVolume
-from napari_arssr.io.casting import real_dtype, real_values
 from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import LABEL, Origin
 from napari_arssr.io.paths import is_store, name_of
@@ -50,8 +49,6 @@ class _Level:
 
     Parameters
     ----------
-    place : path
-        The folder of its group.
     group : zarr.Group
     within : str
         What the group calls it.
@@ -66,7 +63,6 @@ class _Level:
     is_label_map : bool
     """
 
-    place: Path
     group: zarr.Group
     within: str
     array: zarr.Array[Any]
@@ -83,7 +79,6 @@ class _Level:
 
     def voxels(self, path: Path, array: zarr.Array[Any], channel: Channel | None) -> StoredArray:
         """An array of these axes as (z, y, x) or (t, z, y, x), which stays in its store."""
-        real = real_dtype(array.dtype.newbyteorder("="), 1.0, 0.0)
         is_series = self.along("T", array.shape, 1) > 1
         wanted = ["T", *_SPACE] if is_series else _SPACE
         number = 0 if channel is None else channel.number
@@ -93,7 +88,7 @@ class _Level:
         )
         kept = [letter for letter in self.letters if letter in wanted]
         order = [kept.index(letter) for letter in wanted]
-        return StoredArray(_StoredChunks(path, array, real))[part].transpose(order)
+        return StoredArray(_StoredChunks(path, array))[part].transpose(order)
 
 
 def read(path: Path, most: int | None = None, channel: int | None = None) -> Volume:
@@ -120,7 +115,7 @@ def read(path: Path, most: int | None = None, channel: int | None = None) -> Vol
         metadata={
             "origin": Origin(
                 format="OME-Zarr",
-                dtype=level.array.dtype.newbyteorder("="),
+                dtype=data.dtype,
                 states_spacing=level.states_spacing,
                 channel=one,
                 intent=(LABEL if level.is_label_map else 0, (0.0, 0.0, 0.0), ""),
@@ -170,10 +165,10 @@ def files_behind(path: Path) -> dict[str, Path]:
     Those of its level and what its group says; not those of other levels or of labels.
     """
     level = _level(path)
-    folder = level.place / level.array.path
+    group, folder = _place_of(level.group), _place_of(level.array)
     found = {
         file.name: file
-        for file in (level.place / name for name in (".zattrs", ".zgroup", "zarr.json"))
+        for file in (group / name for name in (".zattrs", ".zgroup", "zarr.json"))
         if file.is_file()
     }
     for parent, _, names in os.walk(folder):
@@ -186,11 +181,11 @@ def files_behind(path: Path) -> dict[str, Path]:
 class _StoredChunks:
     """The voxels of a zarr array, for a :class:`StoredArray`; chunks are read whole."""
 
-    def __init__(self, path: Path, array: zarr.Array[Any], dtype: np.dtype[Any]) -> None:
+    def __init__(self, path: Path, array: zarr.Array[Any]) -> None:
         self.name = str(path)
         self.shape = tuple(array.shape)
         self.chunks = tuple(array.chunks)
-        self.dtype = dtype
+        self.dtype = array.dtype.newbyteorder("=")
         self._path = path
         self._array = array
         self._place = _place_of(array)
@@ -206,7 +201,7 @@ class _StoredChunks:
         if not is_store(self._place):
             raise FileError(f"{self._path} is no longer there; find it, and open it again.")
         turned = tuple(slice(None, None, 1 if pick.step > 0 else -1) for pick in picks)
-        return real_values(stored[turned], 1.0, 0.0).astype(self.dtype, copy=False)
+        return stored[turned].astype(self.dtype, copy=False)
 
 
 @contextmanager
@@ -365,7 +360,6 @@ def _described(path: Path, group: zarr.Group, within: str, array: zarr.Array[Any
         for kind, unit in zip(types, units, strict=True)
     ]
     return _Level(
-        _place_of(group),
         group,
         within,
         array,
