@@ -276,7 +276,7 @@ def test_a_store_may_be_the_working_folder(
     monkeypatch.chdir(path)
     assert read(".").name == "cells.ome.zarr"
     assert read("0").name == "cells_0"
-    assert io.result_name(".") == "cells.tif"
+    assert io.result_name(".") == "cells.ome.zarr"
     assert io.beside("0") == path.parent
     ran = run("upsample", ".", path.parent / "out.tif", "--scale", "1", "--weights", tiny)
     assert ran.status == 0, ran.err
@@ -553,9 +553,13 @@ def test_a_store_is_a_volume_among_the_files_of_its_folder(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "stem", "result"),
-    [("a.b.ome.zarr", "a.b", "a.b.tif"), ("a.ZARR", "a", "a.tif"), ("a.b", "a.b", "a.b.tif")],
+    [
+        ("a.b.ome.zarr", "a.b", "a.b.ome.zarr"),
+        ("a.ZARR", "a", "a.ome.zarr"),
+        ("a.b", "a.b", "a.b.ome.zarr"),
+    ],
 )
-def test_a_result_of_a_store_is_a_stack(tmp_path: Path, name: str, stem: str, result: str) -> None:
+def test_a_result_of_a_store_is_a_store(tmp_path: Path, name: str, stem: str, result: str) -> None:
     write_store(tmp_path / name, cells(7, 9, 10))
     called = io.name_of(tmp_path / name)
     assert (io.without_suffix(called), io.result_name(tmp_path / name)) == (stem, result)
@@ -628,20 +632,20 @@ def test_a_result_in_nifti_keeps_the_stores_place(
     np.testing.assert_allclose(read(out).affine, read(path).affine, rtol=1e-6, atol=1e-9)
 
 
-def test_of_a_folder_stores_become_stacks(run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_of_a_folder_stores_become_stores(run: Run, tiny: Path, tmp_path: Path) -> None:
     scans, results = tmp_path / "in", tmp_path / "out"
     scans.mkdir()
     write_store(scans / "a.ome.zarr", cells(7, 9, 10), scale=SIDES)
     io.write(scans / "b.nii.gz", read(scans / "a.ome.zarr"))
     words = ["upsample", scans, results, "--weights", tiny, "--scale", "1"]
     assert run(*words).status == 0
-    assert sorted(path.name for path in results.iterdir()) == ["a.tif", "b.nii.gz"]
+    assert sorted(path.name for path in results.iterdir()) == ["a.ome.zarr", "b.nii.gz"]
     ran = run(*words, "--skip-existing")
     assert ran.out.count("there already") == 2
     chunk = scans / "a.ome.zarr" / "0" / "0.0.0"
     os.utime(chunk, ns=(2**62, 2**62))
     assert run(*words, "--skip-existing").out.count("there already") == 1
-    io.write(scans / "a.tif", read(scans / "a.ome.zarr"))
+    write_store(scans / "a.zarr", cells(7, 9, 10))
     ran = run(*words)
     assert ran.status == 2
     assert "would both become" in ran.err
@@ -654,28 +658,33 @@ def test_of_one_store_and_a_folder_the_result_goes_into_it(
     (tmp_path / "out").mkdir()
     ran = run("upsample", path, tmp_path / "out", "--weights", tiny, "--scale", "1")
     assert ran.status == 0, ran.err
-    assert (tmp_path / "out" / "cells.tif").is_file()
+    assert io.is_store(tmp_path / "out" / "cells.ome.zarr")
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("out.ome.zarr", "does not end in a known suffix"),
-        ("cells.ome.zarr/out.tif", "lies in a zarr store, which is read and not written; give the"),
-        ("cells.ome.zarr/0/out.tif", "lies in a zarr store, which is read and not written"),
-        ("cells.ome.zarr", "is or lies in a zarr store, which is read and not written"),
+        ("cells.ome.zarr/out.tif", "lies in the zarr store .*cells.ome.zarr; give the result"),
+        ("cells.ome.zarr/labels/out.tif", "lies in the zarr store .*cells.ome.zarr; give"),
+        ("cells.ome.zarr/0", "lies in the zarr store"),
+        ("cells.ome.zarr/0/out.ome.zarr", "lies in the zarr store"),
+        ("cells.ome.zarr", "is the input itself"),
+        ("other.ome.zarr", "is there already and is no result of this program"),
     ],
 )
-def test_no_store_is_written_to(
+def test_no_store_of_another_program_is_written_to(
     *, run: Run, tiny: Path, path: Path, tmp_path: Path, name: str, said: str
 ) -> None:
-    write_store(path, cells(7, 9, 10))
-    before = sorted(path.rglob("*"))
-    ran = run("upsample", path, tmp_path / name, "--weights", tiny, "--scale", "1")
-    assert ran.status == 2
-    (line,) = ran.err.splitlines()
-    assert re.search(said, line)
-    assert sorted(path.rglob("*")) == before
+    for store in (path, tmp_path / "other.ome.zarr"):
+        write_store(store, cells(7, 9, 10))
+    (path / "labels").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for given in (path, path / "0"):
+        ran = run("upsample", given, tmp_path / name, "--weights", tiny, "--scale", "1")
+        assert ran.status == 2
+        (line,) = ran.err.splitlines()
+        assert re.search(said, line)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_broken_store_is_told_without_a_traceback(
@@ -791,14 +800,14 @@ def test_the_app_opens_labels_as_labels(path: Path) -> None:
     assert (layer.name, layer._type_string) == ("cells_labels_nuclei", "labels")
 
 
-def test_the_command_of_a_stores_layer_writes_a_stack_beside_it(path: Path) -> None:
+def test_the_command_of_a_stores_layer_writes_a_store_beside_it(path: Path) -> None:
     write_store(path / "0", cells(7, 9, 10), scale=SIDES)
     group = zarr.open_group(path, mode="a", zarr_format=2)
     group.attrs["bioformats2raw.layout"] = 3
     volume = read(path / "0")
     plan = Plan(volume, Target(scale=(2.0, 1.0, 1.0)))
     words = plan.command(path / "0")
-    assert f"{path / '0'} {path.parent / 'cells_0_x2x1x1.tif'}" in words
+    assert f"{path / '0'} {path.parent / 'cells_0_x2x1x1.ome.zarr'}" in words
 
 
 def test_the_fit_command_of_stores_layers_writes_beside_them(tmp_path: Path) -> None:

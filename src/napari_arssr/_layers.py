@@ -202,6 +202,11 @@ def volume_of_data(data: Any, meta: dict[str, Any], kind: str) -> Volume:
             f"{name}: voxels of {array.dtype} are not real numbers; convert them, for example "
             "to float32."
         )
+    if array.ndim > 4:
+        raise UsageError(
+            f"{name} has {array.ndim} axes; a volume has z, y, x, or t, z, y, x: right-click it, "
+            "Split Stack, and choose one of the parts."
+        )
     matrix, units = _place(array.ndim, meta, name)
     series = array.ndim == 4 or (array.ndim == 3 and units[0].dimensionality == {"[time]": 1})
     lengths = [_length(unit, name) for unit in units[series:]]

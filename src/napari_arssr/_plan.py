@@ -252,7 +252,7 @@ class Plan:
         return in_command(words)
 
     def _output(self, source: Path) -> Path:
-        suffix = ".tif" if io.is_stack(source) else ".nii.gz"
+        suffix = io.known_suffix(io.result_name(source)) if io.is_stack(source) else ".nii.gz"
         # In letters that every system has in names.
         fineness = self._fineness.replace("×", "x").replace(" ", "").replace("µ", "u")
         box = "" if self.box is None else "_box"

@@ -1,4 +1,4 @@
-"""napari writers: image and labels layers as NIfTI files or ImageJ TIFF stacks.
+"""napari writers: image and labels layers as NIfTI files, ImageJ TIFF stacks or OME-Zarr stores.
 
 What is written is what the layer is now: its own data, and its whole data-to-world transform.
 Only what neither shows comes from its metadata: the order in which the file had the axes, and
@@ -31,12 +31,21 @@ from napari_arssr.io import (
     files_of,
     is_tiff,
     known_suffix,
+    names_store,
     origin_of,
     provenance_of,
 )
 from napari_arssr.volume import Volume
 
-__all__ = ["write_folder", "write_image", "write_image_tiff", "write_labels", "write_labels_tiff"]
+__all__ = [
+    "write_folder",
+    "write_image",
+    "write_image_tiff",
+    "write_image_zarr",
+    "write_labels",
+    "write_labels_tiff",
+    "write_labels_zarr",
+]
 
 # What TIFF holds; and in order of preference what other integers are stored as, where they fit.
 _TIFF_OWN = ("uint8", "uint16", "int16")
@@ -56,7 +65,8 @@ def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     Parameters
     ----------
     path : str
-        ``.nii.gz``, ``.nii``, ``.img`` or ``.hdr`` (both are written), ``.tif``, ``.tiff``.
+        ``.nii.gz``, ``.nii``, ``.img`` or ``.hdr`` (both are written), ``.tif``, ``.tiff``,
+        ``.ome.zarr``, ``.zarr``.
     data : array, or the levels of a pyramid, of which the finest is written
     meta : dict
         The layer's settings.
@@ -90,6 +100,16 @@ def write_labels_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     return _write(path, ".tif", data, meta, "labels")
 
 
+def write_image_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """:func:`write_image`, as OME-Zarr where the name has no suffix."""
+    return _write(path, ".ome.zarr", data, meta, "image")
+
+
+def write_labels_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """:func:`write_labels`, as OME-Zarr where the name has no suffix."""
+    return _write(path, ".ome.zarr", data, meta, "labels")
+
+
 def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
     """Write several layers, each as a NIfTI file of its name in one folder.
 
@@ -115,7 +135,7 @@ def write_folder(path: str, layers: Sequence[LayerData]) -> list[str]:
         left behind then.
     """
     given = known_suffix(path)
-    if is_tiff(path):
+    if is_tiff(path) or names_store(path):
         raise FileError(f"{path}: several layers are saved as NIfTI; give a folder.")
     folder, suffix = Path(path[: len(path) - len(given)]), given or _NIFTI
     left_out = _left_out(layers)

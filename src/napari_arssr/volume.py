@@ -519,6 +519,35 @@ class Grid:
         shape = (-(-n // step) for n, step in zip(self.shape, steps, strict=True))
         return Grid(as_shape(shape), self.affine @ np.diag([*steps[::-1], 1.0]))
 
+    def halving(self) -> Shape:
+        """Which axes to halve so that voxels come nearer to cubes: 2 for them, 1 for the others.
+
+        Those whose voxels are at most √2 times as long as the shortest ones; axes of one voxel
+        are not looked at.
+        """
+        axes = [axis for axis in range(3) if self.shape[axis] > 1]
+        longest = math.sqrt(2) * min((self.spacing[axis] for axis in axes), default=0.0)
+        z, y, x = (2 if axis in axes and self.spacing[axis] <= longest else 1 for axis in range(3))
+        return z, y, x
+
+    def pooled(self, factors: Shape) -> Grid:
+        """The grid of blocks of so many voxels along (z, y, x), the first at the first voxel.
+
+        Where they do not divide the shape, the last blocks reach beyond the span.
+        """
+        if min(factors) < 1:
+            raise UsageError(f"A block has at least 1 voxel along each axis, not {factors}.")
+        blocks = self.thinned(factors)
+        affine = blocks.affine.copy()
+        affine[:3, 3] = self.world([(n - 1) / 2 for n in factors])
+        return Grid(blocks.shape, affine)
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the axes run along I, P and L, as those of a stack do that knows no others."""
+        directions = self.napari_affine[:3, :3] / np.array(self.spacing)
+        return bool(np.abs(directions - np.eye(3)).max() < _ALIGNED)
+
     def box_in(self, other: Grid, box: Box) -> Box:
         """The voxels of ``other``, a grid of the same span, whose centres lie in ``box``.
 

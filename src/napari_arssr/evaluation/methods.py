@@ -612,7 +612,7 @@ class _Results:
         folder = Path(self.folder) / measurement.name  # a result of one says nothing of another
         tried = list(self._candidates(folder, name))
         for path in tried:
-            if path.is_file():
+            if path.is_file() or io.is_store(path):
                 return path
         raise FileError(f"{self.name}: there is no {tried[0]}.")
 

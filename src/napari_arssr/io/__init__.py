@@ -15,15 +15,19 @@ placed by :meth:`~napari_arssr.volume.Grid.unoriented`, and a volume written to 
 sizes but loses orientation and origin. A stack of one plane cannot be told from a picture, and is
 refused as one.
 
-**OME-Zarr** (a folder; versions 0.1 to 0.5, either version of zarr) is read and not written. A path
-names a store with one image, an image in a store, or a level of its pyramid; of an image the finest
-level is read. Axes are told by their types; voxel sizes, place and time come from the scale and
-translation of the level. Where the units of space are not stated, sizes count as millimetres.
-Chunks may be packed in every way that zarr knows, but not as pickled objects.
+**OME-Zarr** (``.ome.zarr``, ``.zarr``; a folder). A path names a store with one image, an image in
+a store, or a level of its pyramid; of an image the finest level is read, of versions 0.1 to 0.5
+and either version of zarr. Axes are told by their types; voxel sizes, place and time come from the
+scale and translation of the level. Where the units of space are not stated, sizes count as
+millimetres. Chunks may be packed in every way that zarr knows, but not as pickled objects. What is
+written is a store of its own, of version 0.4, with a pyramid whose coarsest level has at most 256
+voxels along each axis. It knows no orientation: volumes that lie otherwise than
+:meth:`~napari_arssr.volume.Grid.unoriented` lose theirs, and their origin, as in TIFF.
 
-A file under its final name is always whole: it is written under a hidden name beside it,
-flushed to the disk, and renamed. Commands replace no file that another program made
-(:func:`~napari_arssr.io.check_output`); :func:`~napari_arssr.io.write` replaces any.
+A file or a store under its final name is always whole: it is written under a hidden name beside
+it, flushed to the disk, and renamed. Commands replace no file that another program made
+(:func:`~napari_arssr.io.check_output`); :func:`~napari_arssr.io.write` replaces any file, and a
+store where this program wrote all of it.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ from napari_arssr.io.paths import (
     is_tiff,
     known_suffix,
     name_of,
+    names_store,
     result_name,
     stem,
     volumes_in,
@@ -89,6 +94,7 @@ __all__ = [
     "is_up_to_date",
     "known_suffix",
     "name_of",
+    "names_store",
     "origin_of",
     "provenance_of",
     "read",

@@ -1,4 +1,4 @@
-"""OME-Zarr stores, versions 0.1 to 0.5: one image of a store is read, at one level of its pyramid.
+"""OME-Zarr stores are read, versions 0.1 to 0.5: one image, at one level of its pyramid.
 
 A store may hold several images, pictures of labels, plates of wells. What is read is the group or
 the level that is named; of an image's group the finest level.
@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from napari_arssr.errors import ArssrError, FileError, NoVolume
 from napari_arssr.io.channels import Channel, chosen
-from napari_arssr.io.origin import LABEL, Origin
-from napari_arssr.io.paths import is_store, name_of
+from napari_arssr.io.origin import LABEL, PROGRAM, Origin
+from napari_arssr.io.paths import MARKERS, is_store, name_of
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.troubles import not_real, reading
 from napari_arssr.io.units import millimetres, seconds
@@ -29,7 +29,15 @@ from napari_arssr.volume import Grid, Volume, as_shape
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["channels", "coarser", "files_behind", "read", "stated_sizes"]
+__all__ = [
+    "channels",
+    "coarser",
+    "files_behind",
+    "is_ours_alone",
+    "provenance",
+    "read",
+    "stated_sizes",
+]
 
 Array = npt.NDArray[Any]
 
@@ -119,6 +127,8 @@ def read(path: Path, most: int | None = None, channel: int | None = None) -> Vol
                 states_spacing=level.states_spacing,
                 channel=one,
                 intent=(LABEL if level.is_label_map else 0, (0.0, 0.0, 0.0), ""),
+                description=_written_by_us(level.group, "description"),
+                provenance=_written_by_us(level.group, "provenance"),
             )
         },
     )
@@ -168,7 +178,7 @@ def files_behind(path: Path) -> dict[str, Path]:
     group, folder = _place_of(level.group), _place_of(level.array)
     found = {
         file.name: file
-        for file in (group / name for name in (".zattrs", ".zgroup", "zarr.json"))
+        for file in (group / name for name in (".zattrs", *MARKERS))
         if file.is_file()
     }
     for parent, _, names in os.walk(folder):
@@ -176,6 +186,34 @@ def files_behind(path: Path) -> dict[str, Path]:
             file = Path(parent, name)
             found[f"{level.within}/{file.relative_to(folder).as_posix()}"] = file
     return dict(sorted(found.items()))
+
+
+def provenance(path: Path) -> str:
+    """What this program noted of how it made an image; empty where it did not make it."""
+    return _written_by_us(_level(path).group, "provenance")
+
+
+def is_ours_alone(path: Path) -> bool:
+    """Whether this program wrote a store, and nothing was added to it."""
+    import zarr
+
+    with _plainly(path):
+        group = zarr.open_group(path.absolute(), mode="r")
+        said = _said_by(group)
+        levels = {name for image in said.get("multiscales") or () for name in _paths(image)}
+        known = {*MARKERS, ".zattrs", ".zmetadata", *levels}
+        return _is_ours(said) and all(entry.name in known for entry in path.iterdir())
+
+
+def _written_by_us(group: zarr.Group, key: str) -> str:
+    """Metadata that this program writes."""
+    said = _said_by(group)
+    metadata = said["multiscales"][0].get("metadata")
+    return str(metadata.get(key, "")) if _is_ours(said) and isinstance(metadata, dict) else ""
+
+
+def _is_ours(said: Mapping[str, Any]) -> bool:
+    return bool((said.get("_creator") or {}).get("name") == PROGRAM)
 
 
 class _StoredChunks:

@@ -20,6 +20,7 @@ __all__ = [
     "ALIGNED",
     "LABEL",
     "LABEL_INTENTS",
+    "PROGRAM",
     "Layout",
     "Origin",
     "channel_of",
@@ -30,9 +31,9 @@ __all__ = [
     "record_of",
 ]
 
-# How the name of a record begins that this program leaves in what it makes; "fit" or "simulate"
-# may follow.
-_PROGRAM = "napari-arssr"
+PROGRAM = "napari-arssr"
+"""How the name of a record begins that this program leaves in what it makes; "fit" or "simulate"
+may follow."""
 
 LABEL = 1002
 """NIfTI's intent of a label map: every voxel holds the number of a structure."""
@@ -63,7 +64,8 @@ class Origin:
     Parameters
     ----------
     format : str
-        ``"NIfTI-1"``, ``"NIfTI-2"``, ``"TIFF"``, or empty for a volume that no file holds.
+        ``"NIfTI-1"``, ``"NIfTI-2"``, ``"TIFF"``, ``"OME-Zarr"``, or empty for a volume that no
+        file holds.
     dtype : numpy.dtype, optional
         Number type of the stored voxels, in native byte order.
     slope, intercept : float
@@ -83,10 +85,11 @@ class Origin:
     states_spacing : bool
         Whether the file said how large its voxels are; many a TIFF does not.
     description : str
-        What made the volume, in short: NIfTI's ``descrip``, or the first line of ImageJ's
-        "Info".
+        What made the volume, in short: NIfTI's ``descrip``, the first line of ImageJ's "Info", or
+        OME-Zarr's metadata of that name, if this program wrote them.
     provenance : str
-        The same at length: the comment extensions of a NIfTI header, or the other lines.
+        The same at length: the comment extensions of a NIfTI header, the other lines, or the
+        metadata.
     """
 
     format: str = ""
@@ -133,7 +136,7 @@ def record_of(settings: Mapping[str, Any], command: str = "") -> str:
 
     ``command`` is empty for ``upsample``, else ``"fit"`` or ``"simulate"``.
     """
-    title = f"{_PROGRAM} {command}".rstrip()
+    title = f"{PROGRAM} {command}".rstrip()
     return json.dumps({title: settings}, sort_keys=True, default=str)
 
 
@@ -143,7 +146,7 @@ def is_record(text: str) -> bool:
         record = json.loads(text)
     except ValueError:
         return False
-    return isinstance(record, dict) and any(name.startswith(_PROGRAM) for name in record)
+    return isinstance(record, dict) and any(name.startswith(PROGRAM) for name in record)
 
 
 def is_label_map(volume: Volume) -> bool:

@@ -12,6 +12,7 @@ from napari_arssr.io.troubles import reason, saving
 
 __all__ = [
     "KNOWN",
+    "MARKERS",
     "SUFFIXES",
     "beside",
     "check_input",
@@ -23,21 +24,23 @@ __all__ = [
     "is_tiff",
     "known_suffix",
     "name_of",
+    "names_store",
     "result_name",
     "stem",
     "volumes_in",
     "without_suffix",
 ]
 
-SUFFIXES = (".nii", ".nii.gz", ".img", ".hdr", ".tif", ".tiff")
+_STORES = (".ome.zarr", ".zarr")
+
+SUFFIXES = (".nii", ".nii.gz", ".img", ".hdr", ".tif", ".tiff", *_STORES)
 """What can be read and written, in lower or upper case."""
 
-KNOWN = "NIfTI (.nii, .nii.gz, .img with .hdr) or a TIFF stack (.tif)"
+KNOWN = "NIfTI (.nii, .nii.gz, .img with .hdr), a TIFF stack (.tif) or OME-Zarr (.ome.zarr)"
 """The same in words, for messages."""
 
-# One of them is in every group and every array of a zarr store; and how stores are called.
-_ZARR = (".zarray", ".zgroup", "zarr.json")
-_STORES = (".ome.zarr", ".zarr")
+MARKERS = (".zarray", ".zgroup", "zarr.json")
+"""One of these files is in every group and every array of a zarr store."""
 _DEEPEST = 7  # plate/A/1/0/labels/cells/0
 
 AnyPath = str | os.PathLike[str]
@@ -46,7 +49,12 @@ AnyPath = str | os.PathLike[str]
 def is_store(path: AnyPath) -> bool:
     """Whether a path is a zarr store, or a group or an array in one; these can be read."""
     # pathlib would raise where a folder is locked.
-    return any(os.path.isfile(os.path.join(path, name)) for name in _ZARR)  # noqa: PTH113, PTH118
+    return any(os.path.isfile(os.path.join(path, name)) for name in MARKERS)  # noqa: PTH113, PTH118
+
+
+def names_store(path: AnyPath) -> bool:
+    """Whether a path is called as zarr stores are, whatever is there."""
+    return known_suffix(path) in _STORES
 
 
 def is_tiff(path: AnyPath) -> bool:
@@ -87,8 +95,7 @@ def stem(path: AnyPath) -> str:
 
 def without_suffix(name: str) -> str:
     """A name without a suffix known here, if it ends in one: ``T1w ×2.5`` stays whole."""
-    stores = (suffix for suffix in _STORES if name.lower().endswith(suffix) and name != suffix)
-    return name[: len(name) - len(known_suffix(name) or next(stores, ""))]
+    return name[: len(name) - len(known_suffix(name))]
 
 
 def name_of(path: AnyPath) -> str:
@@ -104,9 +111,9 @@ def name_of(path: AnyPath) -> str:
 
 
 def result_name(path: AnyPath) -> str:
-    """How a result is called by default: as its input, or as a stack where that is a store."""
+    """How a result is called by default: as its input; of what is in a store, a store's name."""
     name = name_of(path)
-    return f"{without_suffix(name)}.tif" if is_store(path) else name
+    return f"{without_suffix(name)}{_STORES[0]}" if is_store(path) else name
 
 
 def beside(path: AnyPath) -> Path:
@@ -144,7 +151,7 @@ def volumes_in(folder: AnyPath) -> list[Path]:
             path
             for path in folder.iterdir()
             if not path.name.startswith(".")
-            and (is_store(path) or (known_suffix(path) and _names_a_file(path)))
+            and (is_store(path) or (_is_called_a_file(path) and _names_a_file(path)))
         )
     except FileNotFoundError:
         raise FileError(f"The folder {folder} does not exist; check its name.") from None
@@ -160,6 +167,10 @@ def volumes_in(folder: AnyPath) -> list[Path]:
         if is_store(path)
         or (known_suffix(path) != ".hdr" and all(part in found for part in files_of(path)))
     ]
+
+
+def _is_called_a_file(path: Path) -> bool:
+    return bool(known_suffix(path)) and not names_store(path)
 
 
 def _names_a_file(path: Path) -> bool:
@@ -182,7 +193,7 @@ def check_input(path: AnyPath) -> Path:
 
 
 def check_place(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
-    """See that a file can be written to ``path``, whatever file is there.
+    """See that a file or a store can be written to ``path``, whatever file or store is there.
 
     Parameters
     ----------
@@ -198,8 +209,8 @@ def check_place(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
     Raises
     ------
     UsageError
-        If the suffix is unknown, or ``path`` is a folder or one of the inputs (under whatever
-        name, through whatever link).
+        If the suffix is unknown, or ``path`` is a folder, in a store, or one of the inputs (under
+        whatever name, through whatever link) or the store of one.
     FileError
         If its folder is missing or cannot be written to, or the file is write-protected.
     """
@@ -210,18 +221,18 @@ def check_place(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
 
 
 def _check_place(path: Path, inputs: Iterable[AnyPath]) -> None:
-    if is_store(_outermost(path)):
-        raise UsageError(
-            f"{path} is or lies in a zarr store, which is read and not written; give the result "
-            "another place, as .tif or .nii.gz."
-        )
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; add a file name, such as {path / 'result.nii.gz'}.")
+    store = _outermost(path)
+    if store != path.absolute():
+        raise UsageError(f"{path} lies in the zarr store {store}; give the result another place.")
+    if path.is_dir() and not (is_store(path) and names_store(path)):
+        name = "result.ome.zarr" if names_store(path) else "result.nii.gz"
+        raise UsageError(f"{path} is a folder; add a file name, such as {path / name}.")
     if not known_suffix(path):
         raise UsageError(f"{path} does not end in a known suffix; write {KNOWN}.")
     files = files_of(path)
     for given in inputs:
-        if any(_same(mine, theirs) for mine in files for theirs in files_of(Path(given))):
+        theirs = [_outermost(given)] if is_store(given) else files_of(Path(given))
+        if any(_same(mine, their) for mine in files for their in theirs):
             raise UsageError(f"{path} is the input itself; give the result another name.")
     folder = path.parent
     if not folder.is_dir():

@@ -11,7 +11,15 @@ import numpy as np
 from napari_arssr.errors import FileError
 from napari_arssr.io import nifti, ome_zarr, tiff
 from napari_arssr.io.channels import Channel, chosen
-from napari_arssr.io.paths import KNOWN, AnyPath, files_of, is_store, is_tiff, known_suffix
+from napari_arssr.io.paths import (
+    KNOWN,
+    AnyPath,
+    files_of,
+    is_store,
+    is_tiff,
+    known_suffix,
+    names_store,
+)
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.troubles import reading
 from napari_arssr.volume import Volume
@@ -138,8 +146,10 @@ def _loaded(volume: Volume, most: int | None) -> Volume:
 def _check(path: Path) -> None:
     if is_store(path):
         return
-    if path.is_dir() and path.suffix.lower() == ".zarr":
+    if path.is_dir() and names_store(path):
         raise FileError(f"{path} is a zarr store without .zgroup or zarr.json; copy it again.")
+    if path.is_file() and names_store(path):
+        raise FileError(f"{path} is a file, and a zarr store is a folder; unpack it.")
     if path.is_dir():
         raise FileError(f"{path} is a folder; give a file in it.")
     for file in (path, *files_of(path)):

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.io import nifti, tiff
+from napari_arssr.io import nifti, ome_zarr, tiff
 from napari_arssr.io.content import changed
 from napari_arssr.io.origin import is_record
-from napari_arssr.io.paths import AnyPath, check_place, files_of, is_tiff
+from napari_arssr.io.paths import AnyPath, check_place, files_of, is_store, is_tiff
 from napari_arssr.io.troubles import reading
 
-__all__ = ["check_output", "is_result", "is_up_to_date"]
+__all__ = ["check_output", "check_store", "is_result", "is_up_to_date"]
 
 
 def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
@@ -22,6 +22,7 @@ def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
 
     A file that is there already is replaced if this program made it (:func:`is_result`) or it is
     empty. Any other may be a scan: who forgets the last of two names has named an input there.
+    A zarr store in which something else lies as well is not replaced.
 
     Parameters
     ----------
@@ -49,7 +50,22 @@ def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
             f"{there[0]} is there already and is no result of this program, so it is not "
             "replaced; give the result another name, or remove that file first."
         )
+    check_store(path)
     return path
+
+
+def check_store(path: Path) -> None:
+    """See that a zarr store, if one is there, may be replaced: this program wrote all of it.
+
+    Raises
+    ------
+    UsageError
+    """
+    if is_store(path) and not _is_ours_alone(path):
+        raise UsageError(
+            f"{path} is there already and holds what this program did not write, so it is not "
+            "replaced; give the result another name, or remove that store first."
+        )
 
 
 def is_result(path: AnyPath) -> bool:
@@ -81,12 +97,20 @@ def is_up_to_date(path: AnyPath, source: AnyPath, record: str) -> bool:
 
 
 def _record_in(path: Path) -> str:
-    read = tiff.provenance if is_tiff(path) else nifti.provenance
+    stacks = ome_zarr if is_store(path) else tiff if is_tiff(path) else nifti
     try:
         with reading(path):
-            return read(path)
+            return stacks.provenance(path)
     except FileError:
         return ""
+
+
+def _is_ours_alone(path: Path) -> bool:
+    try:
+        with reading(path):
+            return ome_zarr.is_ours_alone(path)
+    except FileError:
+        return False
 
 
 def _holds_something(file: Path) -> bool:

@@ -28,7 +28,7 @@ from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import Layout, Origin
 from napari_arssr.io.stored import StoredArray, StoredImage
 from napari_arssr.io.troubles import closing, cut_off, not_real, reading
-from napari_arssr.io.units import millimetres, seconds
+from napari_arssr.io.units import fine_or_coarse, millimetres, seconds
 from napari_arssr.volume import Grid, Triple, Volume
 
 if TYPE_CHECKING:
@@ -532,7 +532,7 @@ def start(temporary: Sequence[Path], layout: Layout, stack: ExitStack) -> Binary
     import tifffile
 
     spacing = layout.grid.spacing
-    unit, scale = ("um", 1e3) if min(spacing) < 0.1 else ("mm", 1.0)
+    unit, scale = fine_or_coarse(spacing)
     metadata: dict[str, Any] = {
         "axes": "TZYX",
         "spacing": spacing[0] * scale,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-__all__ = ["millimetres", "seconds"]
+__all__ = ["fine_or_coarse", "millimetres", "seconds"]
 
 _MILLIMETRES = {
     "nm": 1e-6,
@@ -46,6 +46,14 @@ _PREFIXES = {
     "pico": 1e-12,
     "femto": 1e-15,
 }
+
+
+_FINE = 0.1  # millimetres; of a smaller side a file tells micrometres
+
+
+def fine_or_coarse(spacing: Sequence[float]) -> tuple[str, float]:
+    """The unit in which a stack's file tells its voxels' sides, and how many are a millimetre."""
+    return ("um", 1e3) if min(spacing) < _FINE else ("mm", 1.0)
 
 
 def millimetres(unit: str) -> float | None:

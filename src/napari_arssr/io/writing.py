@@ -7,20 +7,29 @@ import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from napari_arssr.errors import UsageError
 from napari_arssr.files import PARTIAL, sync_folder
-from napari_arssr.io import nifti, tiff
+from napari_arssr.io import nifti, ome_zarr_writing, tiff
 from napari_arssr.io.casting import cast
 from napari_arssr.io.origin import Layout, Origin, origin_of, provenance_of
-from napari_arssr.io.paths import AnyPath, check_place, files_of, is_tiff, known_suffix
+from napari_arssr.io.paths import (
+    AnyPath,
+    check_place,
+    files_of,
+    is_tiff,
+    known_suffix,
+    names_store,
+)
+from napari_arssr.io.results import check_store
 from napari_arssr.io.troubles import disk_full, saving
 from napari_arssr.volume import Grid, Volume
 
@@ -28,6 +37,8 @@ __all__ = ["SlabWriter", "create", "write"]
 
 # Voxels cast and written at a time: small beside any volume, large beside the cost of a call.
 _PART = 1 << 21
+
+_ATTEMPTS, _MOMENT = 20, 0.05  # seconds
 
 
 def write(
@@ -43,7 +54,8 @@ def write(
     Parameters
     ----------
     path : path
-        ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (both are written), ``.tif``, ``.tiff``.
+        ``.nii``, ``.nii.gz``, ``.img`` or ``.hdr`` (both are written), ``.tif``, ``.tiff``,
+        ``.ome.zarr`` or ``.zarr`` (a folder).
     volume : Volume
     dtype : dtype or "same", optional
         Number type in the file; the array's own by default. ``"same"`` is the type and the
@@ -63,7 +75,8 @@ def write(
     Raises
     ------
     UsageError
-        If the suffix is unknown or the format cannot hold the number type.
+        If the suffix is unknown or the format cannot hold the number type; or a zarr store is
+        there, and this program did not write all of it.
     FileError
         If the file cannot be written. Nothing is left behind then.
     """
@@ -91,6 +104,34 @@ def write(
     return Path(path)
 
 
+class _Sink(Protocol):
+    """What a format makes of planes."""
+
+    def write(self, planes: npt.NDArray[Any], /) -> object:
+        """Append planes (n, y, x), as they are stored."""
+
+    def finish(self) -> None:
+        """Have every byte on the disk, before a name says so."""
+
+
+class _Stream:
+    """A file in which planes lie one after another."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file: Any = file
+
+    def write(self, planes: npt.NDArray[Any]) -> None:
+        self._file.write(np.ascontiguousarray(planes).data.cast("B"))
+
+    def finish(self) -> None:
+        raw = self._file
+        if isinstance(self._file, gzip.GzipFile):
+            raw = self._file.fileobj
+            self._file.close()
+        raw.flush()
+        os.fsync(raw.fileno())
+
+
 class SlabWriter:
     """Takes a volume plane by plane; made by :func:`~napari_arssr.io.create`.
 
@@ -102,11 +143,11 @@ class SlabWriter:
         Planes that it has got.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, layout: Layout) -> None:
+    def __init__(self, path: Path, sink: _Sink, layout: Layout) -> None:
         self.planes = layout.frames * layout.grid.shape[0]
         self.written = 0
         self._path = path
-        self._file = file
+        self._sink = sink
         self._layout = layout
 
     def write(self, slab: npt.NDArray[Any]) -> None:
@@ -138,7 +179,7 @@ class SlabWriter:
         for start in range(0, len(slab), step):
             part = cast(slab[start : start + step], layout.dtype, layout.slope, layout.intercept)
             with saving(self._path, layout.size):
-                self._file.write(np.ascontiguousarray(part).data.cast("B"))
+                self._sink.write(part)
             self.written += len(part)
 
 
@@ -202,6 +243,7 @@ def create(
         If planes are missing at the end.
     """
     path = check_place(path)
+    check_store(path)
     layout = Layout(
         grid=grid,
         dtype=_storable(path, dtype, scaled=slope != 1 or intercept != 0),
@@ -220,23 +262,27 @@ def create(
     finals = files_of(path)
     stem = f"{PARTIAL}{secrets.token_hex(8)}"
     temporary = [path.with_name(f"{stem}{known_suffix(final)}") for final in finals]
-    start = tiff.start if is_tiff(path) else nifti.start
     try:
         with ExitStack() as stack:
             with saving(path, layout.size):
-                file = start(temporary, layout, stack)
-            out = SlabWriter(path, file, layout)
+                sink = _start(path, temporary, layout, stack)
+            out = SlabWriter(path, sink, layout)
             yield out
             if out.written != out.planes:
                 raise ValueError(f"{path} got {out.written} of its {out.planes} planes.")
             with saving(path, layout.size):
-                _finish(file)
+                sink.finish()
         with saving(path, layout.size):
             _rename(temporary, finals)
     finally:
         for name in temporary:
-            with suppress(OSError):
-                name.unlink(missing_ok=True)
+            _remove(name)
+
+
+def _start(path: Path, temporary: Sequence[Path], layout: Layout, stack: ExitStack) -> _Sink:
+    if names_store(path):
+        return ome_zarr_writing.start(temporary, layout)
+    return _Stream((tiff if is_tiff(path) else nifti).start(temporary, layout, stack))
 
 
 def _storable(path: Path, dtype: npt.DTypeLike, *, scaled: bool) -> np.dtype[Any]:
@@ -256,9 +302,10 @@ def _storable(path: Path, dtype: npt.DTypeLike, *, scaled: bool) -> np.dtype[Any
             f"{path}: an ImageJ TIFF cannot hold {kind}; choose uint8, uint16, int16 or float32, "
             "or write .nii.gz."
         )
-    elif scaled:
+    if scaled and (is_tiff(path) or names_store(path)):
+        name = "TIFF" if is_tiff(path) else "OME-Zarr"
         raise UsageError(
-            f"{path}: TIFF has no scale factors; choose float32 as number type, or write .nii.gz."
+            f"{path}: {name} has no scale factors; choose float32 as number type, or write .nii.gz."
         )
     return kind
 
@@ -269,31 +316,24 @@ def _made_by() -> str:
     return f"napari-arssr {napari_arssr.__version__}"
 
 
-# Times that a volume may shrink in a .nii.gz, at most: nine tenths of it background.
+# Times that a packed volume may shrink, at most: nine tenths of it background.
 _SHRUNK = 20
 
 
 def _check_space(path: Path, need: int) -> None:
     """Refuse before the work what would fail after it."""
     # How far voxels shrink is not known before; background shrinks to nothing, tissue hardly.
-    shrunk = _SHRUNK if known_suffix(path) == ".nii.gz" else 1
+    shrunk = _SHRUNK if known_suffix(path) == ".nii.gz" or names_store(path) else 1
     with suppress(OSError):
         usage = shutil.disk_usage(path.parent)
         if usage.total > 0 and usage.free < need / shrunk:
             raise disk_full(path, need)
 
 
-def _finish(file: Any) -> None:
-    """Have every byte on the disk, before a name says so."""
-    raw = file
-    if isinstance(file, gzip.GzipFile):
-        raw = file.fileobj
-        file.close()
-    raw.flush()
-    os.fsync(raw.fileno())
-
-
 def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
+    if names_store(finals[0]) and finals[0].exists():
+        _exchange(temporary[0], finals[0])
+        return
     # Of a pair the header goes first and comes last: without it there is no image, and an old
     # one must not meet new voxels.
     for stale in finals[1:]:
@@ -306,3 +346,30 @@ def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
             finals[0].unlink(missing_ok=True)
         raise
     sync_folder(finals[0].parent)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """A folder in the place of another, which no system does at one stroke."""
+    aside = new.with_name(f"{PARTIAL}{secrets.token_hex(8)}{known_suffix(old)}")
+    old.replace(aside)
+    try:
+        new.replace(old)
+    except BaseException:
+        aside.replace(old)
+        raise
+    _remove(aside)
+    sync_folder(old.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove what is half written, file or folder, without complaint."""
+    if not path.is_dir():
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return
+    # Who interrupts zarr's threads leaves them writing for a moment.
+    for _ in range(_ATTEMPTS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(_MOMENT)
