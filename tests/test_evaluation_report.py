@@ -433,15 +433,15 @@ def test_a_long_name_ends_before_the_next_column():
     assert not words[middle - 5 : middle + 5].any()
 
 
-def test_more_methods_than_fit_go_on_below():
+def test_more_methods_than_fit_go_on_below_in_rows_alike():
     truth = np.random.default_rng(0).random((30, 30)).astype(np.float32)
-    three, six, seven = (
+    four, seven, eight = (
         drawn([Panel(f"method {n}", "", truth) for n in range(count)], truth).shape
-        for count in (3, 6, 7)
+        for count in (4, 7, 8)
     )
-    assert six[1] > 1.7 * three[1]
-    assert seven[1] == pytest.approx(six[1], rel=0.1)
-    assert seven[0] > 1.6 * six[0]
+    assert seven[1] > 1.6 * four[1]
+    assert eight[1] == pytest.approx(four[1], rel=0.1)
+    assert eight[0] > 1.6 * four[0]
 
 
 # ------------------------------------------------------------------------------ kept slices

@@ -25,7 +25,7 @@ SMALLEST_SIDE = 8
 _TILE = 2.6  # inches: a slice's longer side
 _BESIDE, _ABOVE_AND_BELOW = 0.5, 1.8  # inches, for words and the colours
 _DPI = 100
-_COLUMNS = 6
+_COLUMNS = 7
 _ROWS = ("slice", "inset", "difference")
 _MARK, _GREY = "#ffd200", "#6e6e6e"
 _BLOCKS: Any = {"interpolation": "nearest"}  # the voxels there are
@@ -113,7 +113,7 @@ def montage(
     letters: tuple[str, str, str, str],
     title: str = "",
 ) -> bytes:
-    """A picture of all panels, six in a row.
+    """A picture of all panels, at most seven in a row, and as many in each as can be.
 
     Parameters
     ----------
@@ -144,8 +144,9 @@ def montage(
     extent = Window(0, 0, *reference.shape).extent(spacing)
     part = window.extent(spacing)
     (width, height), (part_width, part_height) = _size(extent), _size(part)
-    columns = min(len(panels), _COLUMNS)
-    heights = [height, width * part_height / part_width, height] * -(-len(panels) // _COLUMNS)
+    bands = -(-len(panels) // _COLUMNS)
+    columns = -(-len(panels) // bands)
+    heights = [height, width * part_height / part_width, height] * bands
     inches = _TILE / max(height, width)
     size = columns * width * inches + _BESIDE, sum(heights) * inches + _ABOVE_AND_BELOW
     figure = Figure(size, dpi=_DPI, layout="compressed")
@@ -154,7 +155,7 @@ def montage(
     )
     colours = ScalarMappable(Normalize(-_FULL_COLOUR, _FULL_COLOUR), "RdBu_r")
     for number, panel in enumerate(panels):
-        band, column = divmod(number, _COLUMNS)
+        band, column = divmod(number, columns)
         whole, inset, difference = places[3 * band : 3 * band + 3, column]
         for axes in (whole, inset):
             axes.imshow(panel.plane, "gray", vmin=low, vmax=high, extent=extent, **_BLOCKS)
