@@ -1357,7 +1357,7 @@ def test_a_batch_replaces_its_own_results_and_nothing_else(
     assert (results / "b.nii.gz").read_bytes() == foreign
 
 
-@pytest.mark.parametrize("name", ["out.nii", "out.nii.gz", "out.img", "out.tif"])
+@pytest.mark.parametrize("name", ["out.nii", "out.nii.gz", "out.img", "out.tif", "out.ome.zarr"])
 def test_a_disk_that_fills_leaves_nothing_and_spares_what_was_there(
     *,
     refuse: Refuse,
@@ -1379,7 +1379,7 @@ def test_a_disk_that_fills_leaves_nothing_and_spares_what_was_there(
         def fail(_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        self._file = type("Full", (), {"write": staticmethod(fail)})()  # type: ignore[assignment]
+        self._sink = type("Full", (), {"write": staticmethod(fail)})()
 
     monkeypatch.setattr("napari_arssr.field._SLAB_BYTES", 4 * 20 * 18)
     monkeypatch.setattr(files.SlabWriter, "write", full)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -41,7 +42,16 @@ from scipy.spatial.transform import Rotation
 import napari_arssr
 from napari_arssr import io
 from napari_arssr.errors import ArssrError, FileError, OutOfMemory, UsageError
-from napari_arssr.io import Origin, SlabWriter, cast, check_output, create, origin_of, read, write
+from napari_arssr.io import (
+    Origin,
+    SlabWriter,
+    cast,
+    check_output,
+    create,
+    origin_of,
+    read,
+    write,
+)
 from napari_arssr.io import nifti as nifti_module
 from napari_arssr.io import tiff as tiff_module
 from napari_arssr.io import writing as writing_module
@@ -971,7 +981,7 @@ def test_no_file_an_empty_one_a_folder_a_dead_link(tmp_path: Path) -> None:
         refuse(tmp_path / f"a{suffix}", "does not exist")
         folder = tmp_path / f"folder{suffix}"
         folder.mkdir()
-        refuse(folder, "is a folder")
+        refuse(folder, "is a zarr store without" if "zarr" in suffix else "is a folder")
     for suffix in (".nii", ".nii.gz", ".tif"):
         (tmp_path / f"empty{suffix}").touch()
         refuse(tmp_path / f"empty{suffix}", "is empty (0 bytes)")
@@ -1450,11 +1460,15 @@ def test_too_few_or_too_many_planes_leave_nothing(tmp_path: Path, suffix: str) -
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file, in the stores there are as well."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".img", ".hdr", ".tif"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".img", ".hdr", ".tif", ".ome.zarr"])
 def test_an_interrupted_file_leaves_no_trace_and_an_older_one_stays(
     tmp_path: Path, suffix: str, old: bool
 ) -> None:
@@ -1489,7 +1503,7 @@ def test_an_interrupted_file_leaves_no_trace_and_an_older_one_stays(
         (tifffile, "imwrite"),
         (writing_module, "SlabWriter"),
         (writing_module, "cast"),
-        (writing_module, "_finish"),
+        (writing_module._Stream, "finish"),
         (os, "fsync"),
         (writing_module, "_rename"),
         (Path, "replace"),
@@ -1682,6 +1696,8 @@ def test_an_output_that_others_made_is_refused_and_left(tmp_path: Path, suffix: 
         assert not io.is_result(path)
         with pytest.raises(UsageError, match=r"scan.*is there already and is no result.*remove"):
             check_output(path)
+    if io.is_store(path):
+        shutil.rmtree(path)
     for file in io.files_of(path):
         file.write_bytes(b"no volume of any kind")
     with pytest.raises(UsageError, match="is there already"):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,7 @@ from tiny import Run
 from napari_arssr import _app, io
 from napari_arssr._writer import write_folder, write_image_zarr
 from napari_arssr.errors import FileError, UsageError
-from napari_arssr.io import ome_zarr_writing, origin_of, read
+from napari_arssr.io import ome_zarr_writing, origin_of, read, writing
 from napari_arssr.volume import Grid, Volume
 
 Array = npt.NDArray[Any]
@@ -83,7 +89,9 @@ def test_a_series_is_written_slab_by_slab(path: Path, heights: list[int]) -> Non
     found = read(path)
     np.testing.assert_array_equal(found.data, data)
     assert (found.time_step, found.time_start) == (0.5, 3)
-    for level in io.coarser(path):
+    levels = io.coarser(path)
+    assert [level.shape for level in levels] == [(5, 7, 5, 5), (5, 4, 3, 3)]
+    for level in levels:
         expected = [mean_of_blocks(frame, grid, level.shape[1:]) for frame in data]
         np.testing.assert_array_equal(np.asarray(level), np.rint(expected))
 
@@ -152,14 +160,51 @@ def test_means_of_the_largest_numbers_are_none_larger(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_levels_of_labels_hold_no_others(path: Path) -> None:
-    labels = (cells(8, 12, 12) % 3 * 100).astype(np.uint16)
+@pytest.mark.parametrize("edge", [77, 80, 83])
+def test_levels_of_labels_hold_no_others_and_stay_where_they_are(path: Path, edge: int) -> None:
+    labels = np.zeros((8, 9, 160), np.uint16)
+    labels[..., edge:] = 300
     origin = io.Origin(intent=(io.LABEL, (0.0, 0.0, 0.0), ""))
-    grid = upright(labels.shape, (1, 1, 1))
+    grid = upright((8, 9, 160), (1, 1, 1))
     io.write(path, Volume(labels, grid.affine, metadata={"origin": origin}))
     assert io.is_label_map(read(path))
-    for level in io.coarser(path):
-        assert set(np.unique(np.asarray(level))) <= {0, 100, 200}
+    levels = levels_of(path)
+    assert len(levels) == 7
+    for level, placed in levels[:5]:
+        assert set(np.unique(level)) == {0, 300}
+        (at,) = {int(np.argmax(row)) for row in level.reshape(-1, level.shape[-1])}
+        # Where the edge is seen to be, in voxels of the level; it may be in the middle of one.
+        seen = grid.index(placed.world((0, 0, at - 0.5)))[2] + 0.5
+        assert abs(seen - edge) <= 0.75 * level_side(placed)
+
+
+def level_side(grid: Grid) -> float:
+    return grid.spacing[2]
+
+
+@pytest.mark.parametrize("name", ["brain_dseg.nii.gz", "brain.nii.gz"])
+@pytest.mark.usefixtures("small_chunks")
+def test_a_label_map_is_one_by_its_name_too(tmp_path: Path, path: Path, name: str) -> None:
+    labels = np.zeros((8, 12, 12), np.float32)
+    labels[2:6, 3:9, 3:9] = 77
+    labels[3:5, 4:7, 4:7] = 2
+    io.write(tmp_path / name, Volume(labels, upright(labels.shape, (1, 1, 1)).affine))
+    io.write(path, read(tmp_path / name))
+    found = read(path)
+    np.testing.assert_array_equal(found.data, labels)
+    is_map = "dseg" in name
+    assert io.is_label_map(found) == is_map
+    assert found.data.dtype == (np.int32 if is_map else np.float32)
+    (level, *_) = io.coarser(path)
+    assert (set(np.unique(np.asarray(level))) <= {0, 2, 77}) == is_map
+
+
+def test_what_a_header_calls_labels_is_none_in_other_numbers(path: Path) -> None:
+    origin = io.Origin(intent=(io.LABEL, (0.0, 0.0, 0.0), ""))
+    data = np.random.default_rng(3).normal(size=(4, 5, 6)).astype(np.float32)
+    io.write(path, Volume(data, np.eye(4), metadata={"origin": origin}))
+    np.testing.assert_array_equal(read(path).data, data)
+    assert "image-label" not in zarr.open_group(path, mode="r").attrs
 
 
 @given(affines())
@@ -197,20 +242,51 @@ def test_other_programs_find_what_version_0_4_promises(
         assert kinds == ["scale", "translation"]
     finest = image["datasets"][0]["coordinateTransformations"][0]["scale"]
     np.testing.assert_allclose(finest, [2.0, *np.multiply(spacing, scale)])
+    assert image["name"] == "out"
     array = group["0"]
     assert isinstance(array, zarr.Array)
+    assert array.chunks == (1, 6, 8, 256)
     assert array.metadata.to_dict()["dimension_separator"] == "/"
     assert array.compressors[0].codec_id == "blosc"
     np.testing.assert_array_equal(array[:], volume.data)
 
 
 @pytest.mark.parametrize(
-    ("shape", "depth"), [((100, 512, 512), 64), ((9, 2048, 2048), 4), ((9, 30_000, 30_000), 2)]
+    ("shape", "spacing", "depths"),
+    [
+        ((100, 512, 512), (1, 1, 1), [64, 50]),
+        ((9, 512, 512), (1, 1, 1), [9, 5]),
+        ((9, 2048, 2048), (1, 1, 1), [4, 4, 3, 2]),
+        ((900, 2048, 2048), (0.25, 1, 1), [4, 2, 2, 2, 2, 2]),
+        ((9, 30_000, 30_000), (1, 1, 1), [2, 2, 2, 2, 1, 1, 1, 1]),
+    ],
 )
 def test_planes_that_are_held_are_few_where_they_are_large(
-    shape: tuple[int, int, int], depth: int
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], depths: list[int]
 ) -> None:
-    assert ome_zarr_writing._depth(shape, np.dtype(np.float32)) == depth
+    grid, kind = upright(shape, spacing), np.dtype(np.float32)
+    plan = ome_zarr_writing._plan(grid, kind)
+    assert [depth for _, depth, _ in plan] == depths
+    plane = 4 * shape[1] * shape[2]
+    most = 3 * max(1 << 26, 2 * plane) + (1 << 26)
+    assert plane < io.held_to_write("a.zarr", grid, kind) <= most
+    assert io.held_to_write("a.nii", grid, kind) == 0
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.25, 1, 1)])
+def test_no_more_memory_is_taken_than_is_told(
+    path: Path, kind: str, spacing: tuple[float, float, float]
+) -> None:
+    grid = upright((48, 1024, 1024), spacing)
+    slab = np.random.default_rng(3).integers(0, 200, (4, 1024, 1024)).astype(kind)
+    with io.create(path, grid, kind) as out:
+        tracemalloc.start()
+        for _ in range(12):
+            out.write(slab)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < io.held_to_write(path, grid, kind)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -242,11 +318,58 @@ def test_nothing_is_left_of_what_is_not_whole(
     assert leftovers(path.parent) == []
 
 
-def _raising(error: Exception) -> Any:
-    def setitem(*_: object) -> None:
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such timer")
+def test_who_interrupts_a_store_leaves_nothing_that_goes_on_writing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = zarr.Array.__setitem__
+    ended = threading.Event()
+
+    def slowly(self: Any, index: Any, voxels: Any) -> None:
+        time.sleep(1)
+        store(self, index, voxels)
+        ended.set()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    volume = Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine)
+    monkeypatch.setattr(zarr.Array, "__setitem__", slowly)
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            io.write(path, volume)
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert ended.is_set()
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (ome_zarr_writing, "_told"),
+        (ome_zarr_writing._Level, "_store"),
+        (ome_zarr_writing.StoreFile, "finish"),
+        (os, "fsync"),
+        (writing, "_rename"),
+    ],
+)
+def test_ctrl_c_at_any_moment(
+    path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str]
+) -> None:
+    monkeypatch.setattr(*place, _raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        io.write(path, Volume(cells(6, 7, 8), np.eye(4)))
+    assert list(path.parent.iterdir()) == []
+
+
+def _raising(error: BaseException) -> Any:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
-    return setitem
+    return fail
 
 
 def test_an_old_store_stays_where_the_new_one_cannot_take_its_place(
@@ -269,30 +392,149 @@ def test_an_old_store_stays_where_the_new_one_cannot_take_its_place(
     assert leftovers(path.parent) == []
 
 
-def test_an_own_store_is_replaced_unless_something_was_added(path: Path) -> None:
+def add_labels(path: Path) -> None:
+    write_store(path / "labels" / "nuclei", cells(3, 7, 8))
+
+
+def add_level(path: Path) -> None:
+    zarr.open_group(path, mode="a").create_array("1", shape=(2, 3, 4), dtype="u1")
+
+
+def add_image(path: Path) -> None:
+    group = zarr.open_group(path, mode="a")
+    (image,) = group.attrs["multiscales"]  # type: ignore[misc]
+    group.create_array("deconvolved", shape=(6, 7, 8), dtype="u1")
+    other = image | {"datasets": [image["datasets"][0] | {"path": "deconvolved"}]}
+    group.attrs["multiscales"] = [image, other]
+
+
+def add_note(path: Path) -> None:
+    (path / "0" / "notes").mkdir()
+    (path / "0" / "notes" / "read me.txt").write_text("mine")
+
+
+def break_metadata(path: Path) -> None:
+    (path / ".zattrs").write_text("{")
+
+
+def take_over(path: Path) -> None:
+    shutil.rmtree(path)
+    write_store(path, cells(3, 7, 8))
+
+
+def become_a_folder(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "precious.txt").write_text("mine")
+
+
+CHANGES = {
+    add_labels: "holds labels, which this program did not write",
+    add_level: "holds 1, which this program did not write",
+    add_image: "is no result of this program",
+    add_note: "holds 0/notes, which this program did not write",
+    break_metadata: "is no result of this program",
+    take_over: "is no result of this program",
+}
+
+
+def test_an_own_store_is_replaced(path: Path) -> None:
     volume = Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine)
     io.write(path, volume)
     io.write(path, Volume(volume.data[:3], volume.affine))
     assert read(path).data.shape == (3, 7, 8)
-    write_store(path / "labels" / "nuclei", cells(3, 7, 8))
-    with pytest.raises(UsageError, match="holds what this program did not write, so it is not"):
+    assert leftovers(path.parent) == []
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_others_wrote_into_a_store_is_not_lost(
+    path: Path, change: Callable[[Path], None]
+) -> None:
+    volume = Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine)
+    io.write(path, volume)
+    change(path)
+    before = sorted(path.rglob("*"))
+    with pytest.raises(UsageError, match=f"is there already and {CHANGES[change]}, so it is not"):
         io.write(path, volume)
-    assert read(path / "labels" / "nuclei").data.shape == (3, 7, 8)
-    shutil.rmtree(path)
-    write_store(path, cells(3, 7, 8))
-    with pytest.raises(UsageError, match="holds what this program did not write"):
-        io.write(path, volume)
-    (path / ".zattrs").write_text("{")  # which no program reads
-    with pytest.raises(UsageError, match="holds what this program did not write"):
-        io.write(path, volume)
+    assert sorted(path.rglob("*")) == before
+    assert leftovers(path.parent) == []
+
+
+@pytest.mark.parametrize("change", [*CHANGES, become_a_folder], ids=lambda change: change.__name__)
+def test_nor_is_what_they_write_while_the_new_one_is_made(
+    path: Path, change: Callable[[Path], None]
+) -> None:
+    volume = Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine)
+    io.write(path, volume)
+
+    def replace() -> None:
+        with io.create(path, volume.grid, np.uint16) as out:
+            out.write(volume.data)
+            change(path)
+
+    with pytest.raises(UsageError, match=r"is there already and .*, so it is not replaced"):
+        replace()
+    assert path.is_dir()
+    if change is add_labels:
+        assert read(path / "labels" / "nuclei").data.shape == (3, 7, 8)
+    if change is become_a_folder:
+        assert (path / "precious.txt").read_text() == "mine"
+    assert leftovers(path.parent) == []
+
+
+def test_a_link_to_a_store_is_replaced_and_the_store_stays(path: Path, tmp_path: Path) -> None:
+    volume = Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine)
+    io.write(path, volume)
+    link = tmp_path / "link.ome.zarr"
+    link.symlink_to(path)
+    io.write(link, Volume(volume.data[:3], volume.affine))
+    assert (read(link).data.shape, read(path).data.shape) == ((3, 7, 8), (6, 7, 8))
+    assert not link.is_symlink()
+    assert leftovers(tmp_path) == []
+    dead = tmp_path / "dead.ome.zarr"
+    dead.symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="is a link to what is not there"):
+        io.write(dead, volume)
+
+
+def test_nothing_is_written_into_a_store_or_over_one_that_is_read(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io.write(path, Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine))
+    level, within = tmp_path / "level", tmp_path / "within"
+    level.symlink_to(path / "0")
+    within.symlink_to(path / "0" / "0")
+    for source in (level, path / "0", path):
+        with pytest.raises(UsageError, match="is the input itself"):
+            io.check_output(path, [source])
+    with pytest.raises(UsageError, match="lies in the zarr store"):
+        io.check_output(within / "out.tif")
+    assert io.check_output(path / ".." / "out.tif")
+    monkeypatch.chdir(path)
+    assert io.check_output("../out.tif")
+    assert io.name_of("../out.tif") == "out.tif"
+    with pytest.raises(UsageError, match="lies in the zarr store"):
+        io.check_output("out.tif")
+
+
+def test_one_plane_is_read_where_it_is_known_to_be_a_volume(path: Path) -> None:
+    volume = Volume(cells(1, 7, 8), upright((1, 7, 8), (2, 1, 1)).affine)
+    io.write(path, volume, provenance=io.record_of({"scale": 2}))
+    assert read(path).data.shape == (1, 7, 8)
+    assert io.is_result(path)
+
+
+@pytest.mark.parametrize("creator", ["someone", 5, ["napari-arssr"], None, {}])
+def test_any_creator_is_read(path: Path, creator: Any) -> None:
+    write_store(path, cells(3, 7, 8), said={"_creator": creator})
+    assert origin_of(read(path)).description == ""
+    assert not io.is_result(path)
 
 
 def test_a_folder_is_not_replaced(path: Path) -> None:
     path.mkdir()
     volume = Volume(cells(6, 7, 8), np.eye(4))
-    with pytest.raises(
-        UsageError, match=r"is a folder; add a file name, such as .*result.ome.zarr"
-    ):
+    with pytest.raises(UsageError, match="is a folder; give the result a file name"):
         io.write(path, volume)
     assert list(path.iterdir()) == []
 
@@ -323,12 +565,19 @@ def plugins() -> None:
     npe2.PluginManager.instance().discover()
 
 
-@pytest.mark.parametrize("options", [[], ["--memory", "700MB"]], ids=["whole", "in slabs"])
+@pytest.mark.parametrize("slab", [1 << 26, 1], ids=["whole", "in slabs"])
 def test_a_result_is_that_of_a_tiff(
-    run: Run, tiny: Path, path: Path, tmp_path: Path, options: list[str]
+    *,
+    run: Run,
+    tiny: Path,
+    path: Path,
+    tmp_path: Path,
+    slab: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("napari_arssr.field._SLAB_BYTES", slab)
     store = write_store(tmp_path / "cells.zarr", cells(9, 20, 24), scale=(2.0, 0.5, 0.5))
-    words = ["upsample", store, "--weights", tiny, "--scale", "1,1,2.5", *options]
+    words = ["upsample", store, "--weights", tiny, "--scale", "1,1,2.5"]
     ran = run(words[0], words[1], path, *words[2:])
     assert ran.status == 0, ran.err
     stack = tmp_path / "out.tif"
@@ -345,7 +594,7 @@ def test_a_result_is_that_of_a_tiff(
     (path / "labels").mkdir()
     ran = run(words[0], words[1], path, *words[2:])
     assert ran.status == 2
-    assert "holds what this program did not write" in ran.err
+    assert "holds labels, which this program did not write" in ran.err
 
 
 def test_a_series_is_simulated_into_a_store(run: Run, path: Path, tmp_path: Path) -> None:

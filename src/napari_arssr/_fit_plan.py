@@ -122,7 +122,7 @@ class FitPlan:
     def command(self, sources: Sequence[Path], mask: Path | None) -> str:
         """The command line that does the same with the layers' files."""
         first = sources[self.settings.reference]
-        folder, name = io.beside(first), io.without_suffix(io.name_of(first))
+        folder, name = io.beside(first), io.base_name(first)
         words = ["napari-arssr", "fit", *map(str, sources)]
         words += ["-o", str(folder / f"{name}_fit.nii.gz"), *as_options(self.settings)]
         if mask is not None:

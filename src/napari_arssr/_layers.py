@@ -204,8 +204,8 @@ def volume_of_data(data: Any, meta: dict[str, Any], kind: str) -> Volume:
         )
     if array.ndim > 4:
         raise UsageError(
-            f"{name} has {array.ndim} axes; a volume has z, y, x, or t, z, y, x: right-click it, "
-            "Split Stack, and choose one of the parts."
+            f"{name} has {array.ndim} axes; a volume has z, y, x, or t, z, y, x: open its file by "
+            "name (napari-arssr FILE), or add a part of it as a layer."
         )
     matrix, units = _place(array.ndim, meta, name)
     series = array.ndim == 4 or (array.ndim == 3 and units[0].dimensionality == {"[time]": 1})

@@ -259,7 +259,7 @@ class Plan:
         # Or the command of one channel would replace what that of another has made.
         number = io.channel_of(self.volume)
         channel = "" if number is None else f"_channel{number}"
-        name = io.without_suffix(io.name_of(source))
+        name = io.base_name(source)
         return io.beside(source) / f"{name}{channel}_{fineness}{box}{suffix}"
 
 

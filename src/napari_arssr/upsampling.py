@@ -441,7 +441,8 @@ def upsample_file(
     if io.is_label_map(volume):
         name = NEAREST_LABEL
         record = _labels_record(target, chosen)
-        number_type = number_type if dtype else volume.data.dtype
+        number_type = number_type if dtype else io.label_type(output, volume.data.dtype)
+        origin = io.as_labels(origin)
 
         def slabs(number: int, part: Report) -> Iterator[npt.NDArray[Any]]:
             return _labels(volume.frame(number), grid, part, stop)
@@ -450,9 +451,11 @@ def upsample_file(
         normalizers = job.fit_normalizers()
         name, record = job.name, job.record_with(normalizers)
 
+        beside = io.held_to_write(output, grid, number_type)
+
         def slabs(number: int, part: Report) -> Iterator[npt.NDArray[Any]]:
             normalizer = normalizers[number] if normalizers else None
-            return job.slabs(number, normalizer, _afresh, part, stop)
+            return job.slabs(number, normalizer, _afresh, part, stop, beside=beside)
 
         if job.loaded is not None:
             record["weights_sha256"] = sha256_of(registry.resolve(settings.weights))
@@ -627,10 +630,12 @@ class _Job:
         stop: Stop,
         *,
         kept: bool = False,
+        beside: int = 0,
     ) -> Iterator[npt.NDArray[Any]]:
         """The result of a frame, slab by slab along z; its field is let go of at the end.
 
-        ``kept`` is whether the field may serve others, who want more than the box.
+        ``kept`` is whether the field may serve others, who want more than the box, and ``beside``
+        the bytes that whoever takes the slabs holds.
         """
         frame = self.frame(number)
         if self.loaded is None:
@@ -648,7 +653,7 @@ class _Job:
             memory=settings.memory,
             normalize=normalize,
             orientations=settings.orientations,
-            held=0 if step is None else step.held_bytes,
+            held=beside + (0 if step is None else step.held_bytes),
             whole=kept or self.box is None,
             stop=stop,
         )

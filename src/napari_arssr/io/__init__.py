@@ -39,6 +39,7 @@ from napari_arssr.io.origin import (
     LABEL,
     LABEL_INTENTS,
     Origin,
+    as_labels,
     channel_of,
     is_label_map,
     origin_of,
@@ -47,6 +48,7 @@ from napari_arssr.io.origin import (
 )
 from napari_arssr.io.paths import (
     SUFFIXES,
+    base_name,
     beside,
     check_input,
     files_of,
@@ -65,7 +67,7 @@ from napari_arssr.io.paths import (
 from napari_arssr.io.reading import channels_of, coarser, read, stated_sizes
 from napari_arssr.io.results import check_output, is_result, is_up_to_date
 from napari_arssr.io.stored import StoredArray
-from napari_arssr.io.writing import SlabWriter, create, write
+from napari_arssr.io.writing import SlabWriter, create, held_to_write, label_type, write
 
 __all__ = [
     "LABEL",
@@ -75,6 +77,8 @@ __all__ = [
     "Origin",
     "SlabWriter",
     "StoredArray",
+    "as_labels",
+    "base_name",
     "beside",
     "cast",
     "channel_of",
@@ -85,6 +89,7 @@ __all__ = [
     "content_sha256",
     "create",
     "files_of",
+    "held_to_write",
     "is_folder",
     "is_label_map",
     "is_result",
@@ -93,6 +98,7 @@ __all__ = [
     "is_tiff",
     "is_up_to_date",
     "known_suffix",
+    "label_type",
     "name_of",
     "names_store",
     "origin_of",

@@ -22,7 +22,7 @@ from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import LABEL, PROGRAM, Origin
 from napari_arssr.io.paths import MARKERS, is_store, name_of
 from napari_arssr.io.stored import StoredArray
-from napari_arssr.io.troubles import not_real, reading
+from napari_arssr.io.troubles import check_sizes, not_real, reading
 from napari_arssr.io.units import millimetres, seconds
 from napari_arssr.volume import Grid, Volume, as_shape
 
@@ -33,7 +33,7 @@ __all__ = [
     "channels",
     "coarser",
     "files_behind",
-    "is_ours_alone",
+    "not_ours",
     "provenance",
     "read",
     "stated_sizes",
@@ -107,9 +107,7 @@ def read(path: Path, most: int | None = None, channel: int | None = None) -> Vol
     if most is None or data.nbytes <= most:
         data = np.ascontiguousarray(data)
     spacing = [level.along(letter, level.scale) for letter in _SPACE]
-    if not all(math.isfinite(step) and step > 0 for step in spacing):
-        sizes = " × ".join(f"{step:g}" for step in spacing[::-1])
-        raise FileError(f"{path} has voxel sizes of {sizes} mm; correct its scale transformations.")
+    check_sizes(path, spacing, "correct its scale transformations")
     placed = np.diag([*spacing, 1.0])
     placed[:3, 3] = [level.along(letter, level.translation) for letter in _SPACE]
     step = level.along("T", level.scale)
@@ -190,30 +188,50 @@ def files_behind(path: Path) -> dict[str, Path]:
 
 def provenance(path: Path) -> str:
     """What this program noted of how it made an image; empty where it did not make it."""
-    return _written_by_us(_level(path).group, "provenance")
-
-
-def is_ours_alone(path: Path) -> bool:
-    """Whether this program wrote a store, and nothing was added to it."""
     import zarr
 
     with _plainly(path):
-        group = zarr.open_group(path.absolute(), mode="r")
-        said = _said_by(group)
-        levels = {name for image in said.get("multiscales") or () for name in _paths(image)}
-        known = {*MARKERS, ".zattrs", ".zmetadata", *levels}
-        return _is_ours(said) and all(entry.name in known for entry in path.iterdir())
+        return _written_by_us(zarr.open_group(path.absolute(), mode="r"), "provenance")
+
+
+def not_ours(path: Path) -> str:
+    """Something in a store that this program did not write, by its name; empty where all is ours.
+
+    A dot stands for the store itself.
+    """
+    import zarr
+
+    with _plainly(path):
+        said = _said_by(zarr.open_group(path.absolute(), mode="r"))
+    images = [*(said.get("multiscales") or ())]
+    levels = _paths(images[0]) if len(images) == 1 else []
+    numbers = [str(number) for number in range(len(levels))]
+    if not (_is_ours(said) and levels and levels == numbers):
+        return "."
+    known = (".zattrs", ".zmetadata", *MARKERS)
+    for parent, folders, files in os.walk(path):
+        within = Path(parent).relative_to(path).parts
+        for name in (*folders, *files):
+            entry = [*within, name]
+            # Levels, and in them chunks, are numbers.
+            is_chunk = entry[0] in levels and all(part.isdecimal() for part in entry)
+            if not is_chunk and not (name in known and len(entry) <= 2):
+                return "/".join(entry)
+    return ""
 
 
 def _written_by_us(group: zarr.Group, key: str) -> str:
     """Metadata that this program writes."""
     said = _said_by(group)
+    if not _is_ours(said):
+        return ""
     metadata = said["multiscales"][0].get("metadata")
-    return str(metadata.get(key, "")) if _is_ours(said) and isinstance(metadata, dict) else ""
+    return str(metadata.get(key, "")) if isinstance(metadata, dict) else ""
 
 
 def _is_ours(said: Mapping[str, Any]) -> bool:
-    return bool((said.get("_creator") or {}).get("name") == PROGRAM)
+    creator = said.get("_creator")
+    return isinstance(creator, dict) and creator.get("name") == PROGRAM
 
 
 class _StoredChunks:
@@ -389,7 +407,7 @@ def _described(path: Path, group: zarr.Group, within: str, array: zarr.Array[Any
     axes = _axes(path, image, said, array.ndim)
     names = [str(axis["name"]) for axis in axes]
     types = [str(axis.get("type") or _TYPES.get(str(axis["name"]).lower(), "")) for axis in axes]
-    letters = _letters(path, names, types, array.shape)
+    letters = _letters(path, names, types, array.shape, ours=_is_ours(said))
     scale, translation, states_sizes = _placed(path, image, within, array.ndim)
     units = [_unit(kind, axis.get("unit")) for kind, axis in zip(types, axes, strict=True)]
     space = [unit for unit, kind in zip(units, types, strict=True) if kind == "space"]
@@ -430,7 +448,7 @@ def _axes(
 
 
 def _letters(
-    path: Path, names: Sequence[str], types: Sequence[str], shape: Sequence[int]
+    path: Path, names: Sequence[str], types: Sequence[str], shape: Sequence[int], *, ours: bool
 ) -> tuple[str, ...]:
     """T, C, Z, Y or X for each axis; those of space by their names, else in the file's order."""
     text = f"axes {', '.join(names)} ({'×'.join(map(str, shape))})"
@@ -452,7 +470,7 @@ def _letters(
             raise NoVolume(f"{path} has {text}, more than z, y, x, time and channel; save ZYX.")
     if letters.count("T") > 1 or letters.count("C") > 1:
         raise NoVolume(f"{path} has {text}, more than one of time or of channels; save ZYX.")
-    if shape[letters.index("Z")] == 1:
+    if shape[letters.index("Z")] == 1 and not ours:  # as pictures are stored
         raise NoVolume(f"{path} has {text}: one plane, not a volume; give a stack of planes.")
     return tuple(letters)
 

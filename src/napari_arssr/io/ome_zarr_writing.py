@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +23,21 @@ from napari_arssr.volume import Grid, Shape
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["StoreFile", "start"]
+__all__ = ["StoreFile", "held", "start"]
 
 Array = npt.NDArray[Any]
 
 _VERSION = "0.4"
 _SPELT_OUT = {"um": "micrometer", "mm": "millimeter"}
 
-# Chunks are near to cubes of this many voxels. Planes are held until they fill chunks: not more
-# bytes of the finest level than these, but two planes at least, and a third more of all others.
+# Voxels of a chunk, which is near to a cube, and its planes, at most.
 _CHUNK = 1 << 20
 _DEEPEST = 64
+# Bytes of planes that the finest level holds until they fill its chunks, at most; but two planes.
 _HELD = 1 << 26
 _SMALL = 256  # voxels along each axis of the coarsest level, at most
+# Bytes that zarr takes to pack chunks, several at a time, and what means are made in.
+_PACKING = 1 << 26
 
 
 class StoreFile:
@@ -59,69 +64,108 @@ class _Level:
     """A level of a pyramid, which takes planes along z, frame after frame.
 
     It holds them until they fill chunks, and hands them on to the next level, in coarser voxels.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        (z, y, x) or (t, z, y, x).
+    put : callable
+        Takes the array, an index and the voxels to store there.
+    coarser : tuple or None
+        The next level, and what makes one of its planes of as many of this level's as it has.
     """
 
-    def __init__(
-        self, array: zarr.Array[Any], coarser: tuple[Shape, _Level] | None, *, labels: bool
-    ) -> None:
+    def __init__(self, array: zarr.Array[Any], put: _Put, coarser: _Coarser | None) -> None:
         self._array = array
+        self._put = put
         self._coarser = coarser
-        self._labels = labels
-        self._depth, planes = array.chunks[-3], array.shape[-3]
-        self._held = np.empty((min(self._depth, planes), *array.shape[-2:]), array.dtype)
+        self._held = np.empty(array.chunks[-3:-2] + array.shape[-2:], array.dtype)
         self._count = 0
         self._frame, self._first = 0, 0  # where what is held begins
 
     def write(self, planes: Array) -> None:
+        depth, size = len(self._held), self._array.shape[-3]
         while len(planes):
-            whole = min(self._depth, self._array.shape[-3] - self._first)
+            whole = min(depth, size - self._first)
             part = planes[: whole - self._count]
             self._held[self._count : self._count + len(part)] = part
             self._count += len(part)
             planes = planes[len(part) :]
             if self._count == whole:
-                self._put(self._held[:whole])
+                self._store(self._held[:whole])
 
-    def _put(self, chunk: Array) -> None:
+    def _store(self, chunk: Array) -> None:
         frame = (self._frame,) if self._array.ndim == 4 else ()
-        self._array[(*frame, slice(self._first, self._first + len(chunk)))] = chunk
+        self._put(self._array, (*frame, slice(self._first, self._first + len(chunk))), chunk)
         self._first, self._count = self._first + len(chunk), 0
         if self._first == self._array.shape[-3]:
             self._frame, self._first = self._frame + 1, 0
         if self._coarser is not None:
-            factors, level = self._coarser
-            level.write(_thinned(chunk, factors) if self._labels else _averaged(chunk, factors))
+            level, depth, pool = self._coarser
+            for start in range(0, len(chunk), depth):  # one by one, for want of memory
+                level.write(pool(chunk[start : start + depth]))
 
 
-def start(temporary: Sequence[Path], layout: Layout) -> StoreFile:
-    """Begin a store with one image, of a folder that is not there yet."""
+_Put = Callable[["zarr.Array[Any]", tuple[int | slice, ...], Array], None]
+_Coarser = tuple[_Level, int, Callable[[Array], Array]]
+
+
+def start(temporary: Sequence[Path], layout: Layout, stack: ExitStack, name: str) -> StoreFile:
+    """Begin a store with one image, of a folder that is not there yet.
+
+    ``stack`` waits for what is still being written, and ``name`` is the image's.
+    """
     import zarr
 
     (folder,) = temporary
     group = zarr.open_group(folder, mode="w-", zarr_format=2)
-    labels = layout.origin.intent[0] in LABEL_INTENTS
-    # A store knows no orientation.
-    grid = layout.grid
-    grids = [grid if grid.is_upright else Grid.unoriented(grid.shape, grid.spacing)]
-    factors: list[Shape] = []
-    while max(grids[-1].shape) > _SMALL:
-        factors.append(grids[-1].halving())
-        grids.append(grids[-1].pooled(factors[-1]))
-    depth = _depth(grid.shape, layout.dtype)
+    # Voxels that are no whole numbers are no labels, whatever a header says.
+    labels = layout.origin.intent[0] in LABEL_INTENTS and layout.dtype.kind in "iu"
+    # One thread, to be waited for: who interrupts zarr leaves it writing.
+    thread = stack.enter_context(ThreadPoolExecutor(1, "napari-arssr store"))
+
+    def put(array: zarr.Array[Any], index: tuple[int | slice, ...], voxels: Array) -> None:
+        thread.submit(array.__setitem__, index, voxels).result()
+
+    plan = _plan(layout.grid, layout.dtype)
     level: _Level | None = None
-    for number in reversed(range(len(grids))):
-        array = _new_array(group, str(number), layout, grids[number].shape, depth)
-        coarser = None if level is None else (factors[number], level)
-        level = _Level(array, coarser, labels=labels)
+    for number, (grid, depth, factors) in reversed(list(enumerate(plan))):
+        coarser = None
+        if level is not None:
+            pool = partial(_thinned, number) if labels else _averaged
+            coarser = (level, factors[0], partial(pool, factors=factors))
+        level = _Level(_new_array(group, str(number), layout, grid.shape, depth), put, coarser)
     assert level is not None  # there is the finest
-    group.attrs.update(_told(layout, grids, labels=labels))
+    group.attrs.update(_told(name, layout, [grid for grid, _, _ in plan], labels=labels))
     return StoreFile(folder, level)
 
 
-def _depth(shape: Shape, dtype: np.dtype[Any]) -> int:
-    """How many planes a chunk has: a power of two, so that pairs of planes are in one chunk."""
-    most = max(2, _HELD // (shape[1] * shape[2] * dtype.itemsize))
-    return int(min(_DEEPEST, 2 ** int(math.log2(most))))
+def held(grid: Grid, dtype: np.dtype[Any]) -> int:
+    """Bytes that are held at most while a store is written."""
+    voxels = sum(depth * level.shape[1] * level.shape[2] for level, depth, _ in _plan(grid, dtype))
+    planes = voxels * dtype.itemsize
+    return planes + min(planes, _PACKING)
+
+
+def _plan(grid: Grid, dtype: np.dtype[Any]) -> list[tuple[Grid, int, Shape]]:
+    """Of each level its grid, its planes in a chunk, and how many voxels the next one makes one.
+
+    Planes in a chunk are a power of two, so that pairs of planes are in one chunk, or all there
+    are. Where planes do not become smaller from level to level, fewer of them are held.
+    """
+    # A store knows no orientation.
+    grid = grid if grid.is_upright else Grid.unoriented(grid.shape, grid.spacing)
+    most = max(2, _HELD // (grid.shape[1] * grid.shape[2] * dtype.itemsize))
+    depth = min(_DEEPEST, 2 ** int(math.log2(most)))
+    levels = []
+    while True:
+        factors = grid.halving()
+        levels.append((grid, min(depth, grid.shape[0]), factors))
+        if max(grid.shape) <= _SMALL:
+            return levels
+        if factors[1] == factors[2] == 1:
+            depth = max(2, depth // 2)
+        grid = grid.pooled(factors)
 
 
 def _new_array(
@@ -142,13 +186,13 @@ def _new_array(
     )
 
 
-def _told(layout: Layout, grids: Sequence[Grid], *, labels: bool) -> dict[str, Any]:
+def _told(name: str, layout: Layout, grids: Sequence[Grid], *, labels: bool) -> dict[str, Any]:
     """The attributes of the image's group."""
     import napari_arssr
 
     unit, scale = fine_or_coarse(layout.grid.spacing)
     axes: list[dict[str, str]] = [
-        {"name": name, "type": "space", "unit": _SPELT_OUT[unit]} for name in "zyx"
+        {"name": axis, "type": "space", "unit": _SPELT_OUT[unit]} for axis in "zyx"
     ]
     steps: list[float] = []
     starts: list[float] = []
@@ -168,12 +212,18 @@ def _told(layout: Layout, grids: Sequence[Grid], *, labels: bool) -> dict[str, A
                 ],
             }
         )
+    how = "nearest" if labels else "mean"
     image = {
         "version": _VERSION,
+        "name": name,
         "axes": axes,
         "datasets": datasets,
-        "type": "nearest" if labels else "mean",
-        "metadata": {"description": layout.description, "provenance": layout.provenance},
+        "type": how,
+        "metadata": {
+            "method": f"{PROGRAM}: {how} of blocks",
+            "description": layout.description,
+            "provenance": layout.provenance,
+        },
     }
     creator = {"name": PROGRAM, "version": napari_arssr.__version__}
     told: dict[str, Any] = {"multiscales": [image], "_creator": creator}
@@ -182,9 +232,17 @@ def _told(layout: Layout, grids: Sequence[Grid], *, labels: bool) -> dict[str, A
     return told
 
 
-def _thinned(planes: Array, factors: Shape) -> Array:
-    """One of the voxels of each block, for labels; all are as near to its centre."""
-    return planes[tuple(slice(None, None, factor) for factor in factors)]
+def _thinned(number: int, planes: Array, factors: Shape) -> Array:
+    """One voxel of each block, for labels.
+
+    It is the first one at one level and the second at the next: always the same would move
+    what is seen by half a voxel more from level to level.
+    """
+    for axis, factor in enumerate(factors):
+        size = planes.shape[axis]
+        picked = np.minimum(np.arange(0, size, factor) + number % factor, size - 1)
+        planes = planes.take(picked, axis)
+    return planes
 
 
 def _averaged(planes: Array, factors: Shape) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "PROGRAM",
     "Layout",
     "Origin",
+    "as_labels",
     "channel_of",
     "is_label_map",
     "is_record",
@@ -110,6 +111,13 @@ def origin_of(volume: Volume) -> Origin:
     """What the volume's file said, or the defaults where there is none."""
     origin = volume.metadata.get("origin")
     return origin if isinstance(origin, Origin) else Origin()
+
+
+def as_labels(origin: Origin) -> Origin:
+    """The same, told to be a label map's, whose name may have said so."""
+    if origin.intent[0] in LABEL_INTENTS:
+        return origin
+    return replace(origin, intent=(LABEL, (0.0, 0.0, 0.0), ""))
 
 
 def channel_of(volume: Volume) -> int | None:

@@ -14,6 +14,7 @@ __all__ = [
     "KNOWN",
     "MARKERS",
     "SUFFIXES",
+    "base_name",
     "beside",
     "check_input",
     "check_place",
@@ -105,15 +106,19 @@ def name_of(path: AnyPath) -> str:
     """
     if not is_store(path):
         return Path(path).name
-    place, store = Path(path).absolute(), _outermost(path)
+    place, store = Path(os.path.abspath(path)), _outermost(path)  # noqa: PTH100
     within = place.relative_to(store).parts
     return "_".join([without_suffix(store.name), *within]) if within else store.name
 
 
+def base_name(path: AnyPath) -> str:
+    """How what is made of a volume is called, before what says how it was made."""
+    return without_suffix(name_of(path))
+
+
 def result_name(path: AnyPath) -> str:
     """How a result is called by default: as its input; of what is in a store, a store's name."""
-    name = name_of(path)
-    return f"{without_suffix(name)}{_STORES[0]}" if is_store(path) else name
+    return f"{base_name(path)}{_STORES[0]}" if is_store(path) else name_of(path)
 
 
 def beside(path: AnyPath) -> Path:
@@ -127,7 +132,7 @@ def _outermost(path: AnyPath) -> Path:
 
     Between a group and one in it there may be a folder that is neither.
     """
-    place = Path(path).absolute()
+    place = Path(os.path.abspath(path))  # noqa: PTH100 - ".." goes, and links stay
     above = [place, *place.parents[:_DEEPEST]]
     return next((folder for folder in reversed(above) if is_store(folder)), place)
 
@@ -221,18 +226,28 @@ def check_place(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
 
 
 def _check_place(path: Path, inputs: Iterable[AnyPath]) -> None:
-    store = _outermost(path)
-    if store != path.absolute():
+    # Where it would lie in fact: a link may lead into a store.
+    place = path.parent.resolve() / path.name
+    store = _outermost(place)
+    if store != place:
         raise UsageError(f"{path} lies in the zarr store {store}; give the result another place.")
     if path.is_dir() and not (is_store(path) and names_store(path)):
-        name = "result.ome.zarr" if names_store(path) else "result.nii.gz"
-        raise UsageError(f"{path} is a folder; add a file name, such as {path / name}.")
+        what = "zarr store of another name" if is_store(path) else "folder"
+        raise UsageError(f"{path} is a {what}; give the result a file name, such as result.nii.gz.")
     if not known_suffix(path):
         raise UsageError(f"{path} does not end in a known suffix; write {KNOWN}.")
+    if names_store(path) and path.is_symlink() and not path.exists():
+        raise UsageError(
+            f"{path} is a link to what is not there; remove it, or choose another name."
+        )
     files = files_of(path)
     for given in inputs:
-        theirs = [_outermost(given)] if is_store(given) else files_of(Path(given))
-        if any(_same(mine, their) for mine in files for their in theirs):
+        theirs = files_of(Path(given).resolve())
+        if any(
+            _same(mine, their) or their.is_relative_to(place.resolve())
+            for their in theirs
+            for mine in files
+        ):
             raise UsageError(f"{path} is the input itself; give the result another name.")
     folder = path.parent
     if not folder.is_dir():

@@ -38,8 +38,9 @@ def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
     Raises
     ------
     UsageError
-        If the suffix is unknown, or ``path`` is a folder, one of the inputs (under whatever
-        name, through whatever link), or a file that this program did not make.
+        If the suffix is unknown, or ``path`` is a folder, in a zarr store, one of the inputs
+        (under whatever name, through whatever link) or holds one, a file that this program did
+        not make, or a store that holds what it did not write.
     FileError
         If its folder is missing or cannot be written to, or the file is write-protected.
     """
@@ -54,17 +55,30 @@ def check_output(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
     return path
 
 
-def check_store(path: Path) -> None:
-    """See that a zarr store, if one is there, may be replaced: this program wrote all of it.
+def check_store(path: Path, called: Path | None = None) -> None:
+    """See that what is there may be replaced by a zarr store: one that this program wrote alone.
+
+    Parameters
+    ----------
+    path : Path
+        Nothing may be there; a file is not looked at.
+    called : Path, optional
+        What messages call it.
 
     Raises
     ------
     UsageError
     """
-    if is_store(path) and not _is_ours_alone(path):
+    if not path.is_dir():
+        return
+    foreign = _not_ours(path) if is_store(path) else "."
+    if foreign:
+        what = "is no result of this program"
+        if foreign != ".":
+            what = f"holds {foreign}, which this program did not write"
         raise UsageError(
-            f"{path} is there already and holds what this program did not write, so it is not "
-            "replaced; give the result another name, or remove that store first."
+            f"{called or path} is there already and {what}, so it is not replaced; give the result "
+            "another name, or remove that first."
         )
 
 
@@ -105,14 +119,14 @@ def _record_in(path: Path) -> str:
         return ""
 
 
-def _is_ours_alone(path: Path) -> bool:
+def _not_ours(path: Path) -> str:
     try:
         with reading(path):
-            return ome_zarr.is_ours_alone(path)
+            return ome_zarr.not_ours(path)
     except FileError:
-        return False
+        return "."
 
 
 def _holds_something(file: Path) -> bool:
     """Whether something would be lost with a file: voxels, or a link to what is not fetched."""
-    return os.path.lexists(file) and (not file.exists() or file.stat().st_size > 0)
+    return os.path.lexists(file) and (not file.exists() or file.is_dir() or file.stat().st_size > 0)

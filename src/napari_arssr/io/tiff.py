@@ -27,7 +27,7 @@ from napari_arssr.io.casting import real_dtype, real_values
 from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import Layout, Origin
 from napari_arssr.io.stored import StoredArray, StoredImage
-from napari_arssr.io.troubles import closing, cut_off, not_real, reading
+from napari_arssr.io.troubles import check_sizes, closing, cut_off, not_real, reading
 from napari_arssr.io.units import fine_or_coarse, millimetres, seconds
 from napari_arssr.volume import Grid, Triple, Volume
 
@@ -82,11 +82,7 @@ def read(path: Path, most: int | None = None, channel: int | None = None) -> Vol
         data = data.transpose(1, 0, 2, 3)
         data = np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data
     shape = data.shape[-3:]
-    if not all(math.isfinite(step) and step > 0 for step in said.spacing):
-        sizes = " × ".join(f"{step:g}" for step in said.spacing[::-1])
-        raise FileError(
-            f"{path} has voxel sizes of {sizes} mm; correct them (in ImageJ: Image > Properties)."
-        )
+    check_sizes(path, said.spacing, "correct them (in ImageJ: Image > Properties)")
     return Volume(
         data,
         Grid.unoriented((shape[0], shape[1], shape[2]), said.spacing).affine,

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import errno
 import gzip
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from napari_arssr.errors import FileError, NoChannel, NoFrame, NoVolume, OutOfMemory, UsageError
 
-__all__ = ["closing", "cut_off", "disk_full", "not_real", "reading", "reason", "saving"]
+__all__ = [
+    "check_sizes",
+    "closing",
+    "cut_off",
+    "disk_full",
+    "not_real",
+    "reading",
+    "reason",
+    "saving",
+]
 
 # No room left, a quota used up, a file as large as one may be here.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -36,9 +46,16 @@ def not_real(path: Path, kind: str) -> NoVolume:
     )
 
 
+def check_sizes(path: Path, spacing: Sequence[float], way_out: str) -> None:
+    """See that a voxel's sides, along (z, y, x) in millimetres, can be such."""
+    if not all(math.isfinite(side) and side > 0 for side in spacing):
+        sizes = " × ".join(f"{side:g}" for side in reversed(spacing))
+        raise FileError(f"{path} has voxel sizes of {sizes} mm; {way_out}.")
+
+
 def disk_full(path: Path, need: int) -> FileError:
     """The result does not fit; ``need`` is its size in bytes."""
-    packed = " before compression" if path.name.lower().endswith(".gz") else ""
+    packed = " before compression" if path.name.lower().endswith((".gz", ".zarr")) else ""
     return FileError(
         f"There is no room on the disk: {path} needs {need:,} bytes{packed}; make room, choose "
         "another place, or ask for fewer voxels."

@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,14 @@ from napari_arssr.errors import UsageError
 from napari_arssr.files import PARTIAL, sync_folder
 from napari_arssr.io import nifti, ome_zarr_writing, tiff
 from napari_arssr.io.casting import cast
-from napari_arssr.io.origin import Layout, Origin, origin_of, provenance_of
+from napari_arssr.io.origin import (
+    Layout,
+    Origin,
+    as_labels,
+    is_label_map,
+    origin_of,
+    provenance_of,
+)
 from napari_arssr.io.paths import (
     AnyPath,
     check_place,
@@ -28,17 +34,16 @@ from napari_arssr.io.paths import (
     is_tiff,
     known_suffix,
     names_store,
+    without_suffix,
 )
 from napari_arssr.io.results import check_store
 from napari_arssr.io.troubles import disk_full, saving
 from napari_arssr.volume import Grid, Volume
 
-__all__ = ["SlabWriter", "create", "write"]
+__all__ = ["SlabWriter", "create", "held_to_write", "label_type", "write"]
 
 # Voxels cast and written at a time: small beside any volume, large beside the cost of a call.
 _PART = 1 << 21
-
-_ATTEMPTS, _MOMENT = 20, 0.05  # seconds
 
 
 def write(
@@ -86,6 +91,9 @@ def write(
         if origin.dtype is not None:
             slope, intercept = origin.slope, origin.intercept
         dtype = origin.dtype
+    if names_store(path) and is_label_map(volume):  # whose levels are made in another way
+        origin = as_labels(origin)
+        dtype = label_type(path, volume.data.dtype) if dtype is None else dtype
     with create(
         path,
         volume.grid,
@@ -102,6 +110,16 @@ def write(
         for slab in volume.slabs(_PART):  # voxels may still be in another file
             out.write(np.asarray(slab.data))
     return Path(path)
+
+
+def label_type(path: AnyPath, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Number type of a label map's voxels in a file: their own; in OME-Zarr whole numbers."""
+    return np.dtype(np.int32) if names_store(path) and dtype.kind == "f" else dtype
+
+
+def held_to_write(path: AnyPath, grid: Grid, dtype: npt.DTypeLike) -> int:
+    """Bytes of memory that :func:`create` holds at most, beside the slabs that it is given."""
+    return ome_zarr_writing.held(grid, np.dtype(dtype)) if names_store(path) else 0
 
 
 class _Sink(Protocol):
@@ -208,7 +226,8 @@ def create(
 
     The file gets its name when the block ends well and every plane was written. Otherwise,
     whatever ended the block, nothing is left behind, and an older file of that name is
-    untouched.
+    untouched. (A folder is not replaced at one stroke: who is killed at the moment when a new
+    store takes the place of an older one finds that under a hidden name beside it.)
 
     Parameters
     ----------
@@ -222,7 +241,7 @@ def create(
         Number of frames; more than 1 makes the file 4D.
     time_step, time_start : float
         Of a series: seconds between frames, and when the first one is (NIfTI's ``toffset``;
-        TIFF has no place for it).
+        TIFF has no place for it, and OME-Zarr none without the seconds between frames).
     slope, intercept : float
         Scale factors of the file: real value = stored · slope + intercept. Slabs hold real
         values, stored as :func:`~napari_arssr.io.cast` says.
@@ -238,7 +257,8 @@ def create(
     Raises
     ------
     UsageError, FileError
-        As :func:`~napari_arssr.io.write`; an older file of that name is replaced, whoever made it.
+        As :func:`~napari_arssr.io.write`; an older file of that name is replaced, whoever made it,
+        a zarr store only if this program wrote all of it.
     ValueError
         If planes are missing at the end.
     """
@@ -281,7 +301,7 @@ def create(
 
 def _start(path: Path, temporary: Sequence[Path], layout: Layout, stack: ExitStack) -> _Sink:
     if names_store(path):
-        return ome_zarr_writing.start(temporary, layout)
+        return ome_zarr_writing.start(temporary, layout, stack, without_suffix(path.name))
     return _Stream((tiff if is_tiff(path) else nifti).start(temporary, layout, stack))
 
 
@@ -331,7 +351,7 @@ def _check_space(path: Path, need: int) -> None:
 
 
 def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
-    if names_store(finals[0]) and finals[0].exists():
+    if names_store(finals[0]) and os.path.lexists(finals[0]):
         _exchange(temporary[0], finals[0])
         return
     # Of a pair the header goes first and comes last: without it there is no image, and an old
@@ -349,27 +369,24 @@ def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """A folder in the place of another, which no system does at one stroke."""
+    """A folder in the place of another, which Python cannot do at one stroke."""
     aside = new.with_name(f"{PARTIAL}{secrets.token_hex(8)}{known_suffix(old)}")
-    old.replace(aside)
     try:
+        old.replace(aside)
+        check_store(aside, old)  # much may have happened since the work began
         new.replace(old)
     except BaseException:
-        aside.replace(old)
+        if os.path.lexists(aside) and not os.path.lexists(old):
+            aside.replace(old)
         raise
     _remove(aside)
     sync_folder(old.parent)
 
 
 def _remove(path: Path) -> None:
-    """Remove what is half written, file or folder, without complaint."""
-    if not path.is_dir():
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        return
-    # Who interrupts zarr's threads leaves them writing for a moment.
-    for _ in range(_ATTEMPTS):
+    """Remove what is half written or replaced, file or folder, without complaint."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
-            return
-        time.sleep(_MOMENT)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -251,7 +251,7 @@ def _as_cubes(path: Path, config: RunConfig, folder: Path, start: dict[str, str]
     channel = config.data.channel
     of = f"{io.content_sha256(path)[:16]}-{start['sha256'][:16]}"
     named = "" if channel is None else f"-channel{channel}"
-    cubes = folder / _CUBES / f"{io.without_suffix(io.name_of(path))}{named}-{of}.nii"
+    cubes = folder / _CUBES / f"{io.base_name(path)}{named}-{of}.nii"
     if not cubes.exists():
         make_folder(cubes.parent)
         settings = Settings(weights=config.start, device=config.machine.device)
