@@ -1357,6 +1357,26 @@ def test_a_batch_replaces_its_own_results_and_nothing_else(
     assert (results / "b.nii.gz").read_bytes() == foreign
 
 
+@pytest.mark.parametrize("command", ["upsample", "simulate"])
+@pytest.mark.parametrize("name", ["out.nii", "out.tif", "out.ome.zarr"])
+def test_an_orientation_that_is_lost_is_told(
+    *, run: Run, scan: Path, tiny: Path, tmp_path: Path, name: str, command: str
+) -> None:
+    stack = files.write(tmp_path / "stack.tif", files.read(scan))
+    words = ["--scale", "2", *(["--weights", tiny] if command == "upsample" else [])]
+    for source in (scan, stack):
+        output = tmp_path / command / f"of_{source.name}" / name
+        output.parent.mkdir(parents=True)
+        ran = run(command, source, output, *words)
+        assert ran.status == 0, ran.err
+        is_lost = source == scan and name != "out.nii"
+        assert ("does not tell left from right" in ran.out) == is_lost
+        ran = run(command, source, output, *words, "--json")
+        told = json.loads(ran.out)
+        told = told if command == "simulate" else told["done"][0]
+        assert told["keeps_orientation"] == (not is_lost)
+
+
 @pytest.mark.parametrize("name", ["out.nii", "out.nii.gz", "out.img", "out.tif", "out.ome.zarr"])
 def test_a_disk_that_fills_leaves_nothing_and_spares_what_was_there(
     *,

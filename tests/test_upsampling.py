@@ -790,6 +790,7 @@ def test_a_file_gets_the_same_numbers_and_the_same_record(tiny: Path, tmp_path: 
         "output_shape": [6, 8, 4],
         "input_spacing_mm": pytest.approx([1.1, 0.9, 3]),
         "output_spacing_mm": pytest.approx([1.1 / 1.5, 0.45, 3], abs=1e-6),
+        "keeps_orientation": True,
         "settings": expected.metadata["upsampling"]
         | {
             "weights_sha256": sha256_of(tiny),

@@ -282,8 +282,15 @@ def _summary(result: dict[str, Any], seconds: float) -> str:
     return (
         f"{result['output']}: {part}{sizes(result['input_shape'])} → "
         f"{sizes(result['output_shape'])} voxels{frames}, {sizes(result['input_spacing_mm'])} → "
-        f"{sizes(result['output_spacing_mm'])} mm{how}, {seconds:.0f} s"
+        f"{sizes(result['output_spacing_mm'])} mm{how}, {seconds:.0f} s{_loss(result)}"
     )
+
+
+def _loss(result: dict[str, Any]) -> str:
+    """What is not in a file that was written, after what is; empty where nothing is lost."""
+    if result["keeps_orientation"]:
+        return ""
+    return "; this format does not tell left from right, .nii.gz does"
 
 
 # ------------------------------------------------------------------------------- weights
@@ -370,7 +377,8 @@ def _simulate(options: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2))
     elif not options.quiet:
         how = f", each the {NEAREST_LABEL}" if result["settings"]["kind"] == NEAREST_LABEL else ""
-        print(f"{result['output']}: {' × '.join(map(str, result['output_shape']))} voxels{how}")
+        sizes = " × ".join(map(str, result["output_shape"]))
+        print(f"{result['output']}: {sizes} voxels{how}{_loss(result)}")
     return 0
 
 

@@ -99,5 +99,6 @@ def simulate_file(
         "output": str(output),
         "input_shape": volume.grid.shape[::-1],
         "output_shape": grid.shape[::-1],
+        "keeps_orientation": io.keeps_orientation(output, grid),
         "settings": settings,
     }

@@ -475,6 +475,7 @@ def upsample_file(
         "output_shape": grid.shape[::-1],
         "input_spacing_mm": [round(s, 6) for s in volume.spacing[::-1]],
         "output_spacing_mm": [round(s, 6) for s in grid.spacing[::-1]],
+        "keeps_orientation": io.keeps_orientation(output, grid),
         "settings": record,
         "made": True,
     }

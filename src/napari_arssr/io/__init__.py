@@ -67,7 +67,14 @@ from napari_arssr.io.paths import (
 from napari_arssr.io.reading import channels_of, coarser, read, stated_sizes
 from napari_arssr.io.results import check_output, is_result, is_up_to_date
 from napari_arssr.io.stored import StoredArray
-from napari_arssr.io.writing import SlabWriter, create, held_to_write, label_type, write
+from napari_arssr.io.writing import (
+    SlabWriter,
+    create,
+    held_to_write,
+    keeps_orientation,
+    label_type,
+    write,
+)
 
 __all__ = [
     "LABEL",
@@ -97,6 +104,7 @@ __all__ = [
     "is_store",
     "is_tiff",
     "is_up_to_date",
+    "keeps_orientation",
     "known_suffix",
     "label_type",
     "name_of",

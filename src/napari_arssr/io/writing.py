@@ -40,7 +40,14 @@ from napari_arssr.io.results import check_store
 from napari_arssr.io.troubles import disk_full, saving
 from napari_arssr.volume import Grid, Volume
 
-__all__ = ["SlabWriter", "create", "held_to_write", "label_type", "write"]
+__all__ = [
+    "SlabWriter",
+    "create",
+    "held_to_write",
+    "keeps_orientation",
+    "label_type",
+    "write",
+]
 
 # Voxels cast and written at a time: small beside any volume, large beside the cost of a call.
 _PART = 1 << 21
@@ -115,6 +122,11 @@ def write(
 def label_type(path: AnyPath, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Number type of a label map's voxels in a file: their own; in OME-Zarr whole numbers."""
     return np.dtype(np.int32) if names_store(path) and dtype.kind == "f" else dtype
+
+
+def keeps_orientation(path: AnyPath, grid: Grid) -> bool:
+    """Whether a file of that name can tell which sides of a volume are left, front and top."""
+    return not (is_tiff(path) or names_store(path)) or grid.is_upright
 
 
 def held_to_write(path: AnyPath, grid: Grid, dtype: npt.DTypeLike) -> int:
