@@ -182,19 +182,22 @@ def level_side(grid: Grid) -> float:
     return grid.spacing[2]
 
 
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
 @pytest.mark.parametrize("name", ["brain_dseg.nii.gz", "brain.nii.gz"])
 @pytest.mark.usefixtures("small_chunks")
-def test_a_label_map_is_one_by_its_name_too(tmp_path: Path, path: Path, name: str) -> None:
-    labels = np.zeros((8, 12, 12), np.float32)
+def test_a_label_map_is_one_by_its_name_too(
+    tmp_path: Path, path: Path, name: str, kind: str
+) -> None:
+    labels = np.zeros((8, 12, 12), kind)
     labels[2:6, 3:9, 3:9] = 77
     labels[3:5, 4:7, 4:7] = 2
     io.write(tmp_path / name, Volume(labels, upright(labels.shape, (1, 1, 1)).affine))
     io.write(path, read(tmp_path / name))
     found = read(path)
     np.testing.assert_array_equal(found.data, labels)
+    assert found.data.dtype == kind
     is_map = "dseg" in name
-    assert io.is_label_map(found) == is_map
-    assert found.data.dtype == (np.int32 if is_map else np.float32)
+    assert io.is_label_map(found) == (is_map and kind == "uint8")  # OME-Zarr has no others
     (level, *_) = io.coarser(path)
     assert (set(np.unique(np.asarray(level))) <= {0, 2, 77}) == is_map
 
@@ -280,13 +283,14 @@ def test_no_more_memory_is_taken_than_is_told(
 ) -> None:
     grid = upright((48, 1024, 1024), spacing)
     slab = np.random.default_rng(3).integers(0, 200, (4, 1024, 1024)).astype(kind)
+    io.write(path.with_name("warm.zarr"), Volume(slab[:2, :9, :9], np.eye(4)))  # imports
+    tracemalloc.start()
     with io.create(path, grid, kind) as out:
-        tracemalloc.start()
         for _ in range(12):
             out.write(slab)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak < io.held_to_write(path, grid, kind)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.2 * io.held_to_write(path, grid, kind) < peak < io.held_to_write(path, grid, kind)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -343,6 +347,29 @@ def test_who_interrupts_a_store_leaves_nothing_that_goes_on_writing(
     finally:
         signal.signal(signal.SIGALRM, former)
     assert ended.is_set()
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_no_chunk_is_written_after_one_that_failed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = zarr.Array.__setitem__
+    ended = []
+
+    def once(self: Any, index: Any, voxels: Any) -> None:
+        if not index[-1].start and not index[-2].start:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        time.sleep(0.1)
+        store(self, index, voxels)
+        ended.append(index)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", once)
+    with pytest.raises(FileError, match="no room on the disk"):
+        io.write(path, Volume(cells(6, 8, 8), np.eye(4)))
+    before = len(ended)
+    time.sleep(0.3)
+    assert len(ended) == before
     assert list(path.parent.iterdir()) == []
 
 
@@ -413,6 +440,14 @@ def add_note(path: Path) -> None:
     (path / "0" / "notes" / "read me.txt").write_text("mine")
 
 
+def add_metadata(path: Path) -> None:
+    zarr.open_group(path, mode="a").attrs["omero"] = {"channels": []}
+
+
+def add_metadata_to_a_level(path: Path) -> None:
+    zarr.open_group(path, mode="a")["0"].attrs["note"] = "mine"
+
+
 def break_metadata(path: Path) -> None:
     (path / ".zattrs").write_text("{")
 
@@ -433,6 +468,8 @@ CHANGES = {
     add_level: "holds 1, which this program did not write",
     add_image: "is no result of this program",
     add_note: "holds 0/notes, which this program did not write",
+    add_metadata: "holds 'omero' in its metadata, which this program did not write",
+    add_metadata_to_a_level: "holds 'note' in its metadata, which this program did not write",
     break_metadata: "is no result of this program",
     take_over: "is no result of this program",
 }
@@ -441,9 +478,21 @@ CHANGES = {
 def test_an_own_store_is_replaced(path: Path) -> None:
     volume = Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine)
     io.write(path, volume)
+    (path / "0" / ".DS_Store").write_bytes(b"left by a desktop")
     io.write(path, Volume(volume.data[:3], volume.affine))
     assert read(path).data.shape == (3, 7, 8)
     assert leftovers(path.parent) == []
+
+
+def test_what_was_opened_before_is_not_read_from_a_new_store(path: Path) -> None:
+    volume = Volume(cells(6, 7, 8), upright((6, 7, 8), (1, 1, 1)).affine)
+    io.write(path, volume)
+    before = read(path, most=0)
+    np.testing.assert_array_equal(np.asarray(before.data), volume.data)
+    io.write(path, Volume(volume.data[::-1], volume.affine))
+    with pytest.raises(FileError, match="was replaced since it was opened; open it again"):
+        np.asarray(before.data)
+    np.testing.assert_array_equal(read(path, most=0).data[0], volume.data[5])
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -472,9 +521,11 @@ def test_nor_is_what_they_write_while_the_new_one_is_made(
             out.write(volume.data)
             change(path)
 
-    with pytest.raises(UsageError, match=r"is there already and .*, so it is not replaced"):
+    with pytest.raises(UsageError, match=r"already and .* not replaced.* is .*out_2.ome.zarr\."):
         replace()
     assert path.is_dir()
+    spare = path.with_name("out_2.ome.zarr")
+    np.testing.assert_array_equal(read(spare).data, volume.data)
     if change is add_labels:
         assert read(path / "labels" / "nuclei").data.shape == (3, 7, 8)
     if change is become_a_folder:
@@ -510,6 +561,8 @@ def test_nothing_is_written_into_a_store_or_over_one_that_is_read(
     with pytest.raises(UsageError, match="lies in the zarr store"):
         io.check_output(within / "out.tif")
     assert io.check_output(path / ".." / "out.tif")
+    with pytest.raises(UsageError, match="is a folder"):
+        io.check_output(path.parent / "..")
     monkeypatch.chdir(path)
     assert io.check_output("../out.tif")
     assert io.name_of("../out.tif") == "out.tif"
@@ -595,6 +648,13 @@ def test_a_result_is_that_of_a_tiff(
     ran = run(words[0], words[1], path, *words[2:])
     assert ran.status == 2
     assert "holds labels, which this program did not write" in ran.err
+
+
+def test_a_mistyped_number_type_is_told(run: Run, tiny: Path, path: Path, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "a.zarr", cells(6, 7, 8))
+    ran = run("upsample", store, path, "--weights", tiny, "--scale", "2", "--dtype", "foo")
+    assert ran.status == 2
+    assert "'foo' is no number type; choose int16 or float32" in ran.err
 
 
 def test_a_series_is_simulated_into_a_store(run: Run, path: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,7 +104,10 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], None]) -> Non
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left half written, in the folders below as well."""
     for path in folder.rglob(f"{PARTIAL}*"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

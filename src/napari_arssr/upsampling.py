@@ -441,8 +441,8 @@ def upsample_file(
     if io.is_label_map(volume):
         name = NEAREST_LABEL
         record = _labels_record(target, chosen)
-        number_type = number_type if dtype else io.label_type(output, volume.data.dtype)
-        origin = io.as_labels(origin)
+        number_type = number_type if dtype else volume.data.dtype
+        origin = io.told_as_labels(output, origin)
 
         def slabs(number: int, part: Report) -> Iterator[npt.NDArray[Any]]:
             return _labels(volume.frame(number), grid, part, stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from napari_arssr.errors import ArssrError, FileError, NoVolume
 from napari_arssr.io.channels import Channel, chosen
 from napari_arssr.io.origin import LABEL, PROGRAM, Origin
-from napari_arssr.io.paths import MARKERS, is_store, name_of
+from napari_arssr.io.paths import MARKERS, name_of
 from napari_arssr.io.stored import StoredArray
 from napari_arssr.io.troubles import check_sizes, not_real, reading
 from napari_arssr.io.units import millimetres, seconds
@@ -46,6 +46,10 @@ _UNNAMED = ("0.1", "0.2")
 _AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _SPACE = ["Z", "Y", "X"]
+# What this program writes, beside levels and chunks, and what desktops leave wherever they look.
+_OUR_NOTES = ("multiscales", "_creator", "image-label")
+_OUR_FILES = (".zgroup", ".zarray", ".zattrs")
+_DESKTOPS_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 # What tells of a level lies in a group so many folders above it, at most.
 _ABOVE = 3
 _PLATE = ("plate", "well")
@@ -202,20 +206,26 @@ def not_ours(path: Path) -> str:
     import zarr
 
     with _plainly(path):
-        said = _said_by(zarr.open_group(path.absolute(), mode="r"))
+        group = zarr.open_group(path.absolute(), mode="r")
+        said = _said_by(group)
     images = [*(said.get("multiscales") or ())]
     levels = _paths(images[0]) if len(images) == 1 else []
     numbers = [str(number) for number in range(len(levels))]
     if not (_is_ours(said) and levels and levels == numbers):
         return "."
-    known = (".zattrs", ".zmetadata", *MARKERS)
+    notes = [*(key for key in said if key not in _OUR_NOTES)]
+    with _plainly(path):
+        notes += [key for level in levels for key in group[level].attrs]
+    if notes:
+        return f"{notes[0]!r} in its metadata"
     for parent, folders, files in os.walk(path):
         within = Path(parent).relative_to(path).parts
         for name in (*folders, *files):
             entry = [*within, name]
             # Levels, and in them chunks, are numbers.
             is_chunk = entry[0] in levels and all(part.isdecimal() for part in entry)
-            if not is_chunk and not (name in known and len(entry) <= 2):
+            is_ours = len(entry) <= 2 and name in _OUR_FILES
+            if not (is_chunk or is_ours or name in _DESKTOPS_FILES):
                 return "/".join(entry)
     return ""
 
@@ -244,7 +254,7 @@ class _StoredChunks:
         self.dtype = array.dtype.newbyteorder("=")
         self._path = path
         self._array = array
-        self._place = _place_of(array)
+        self._identity = _identity(array)
 
     def read(self, picks: Sequence[range]) -> Array:
         """The voxels at every combination of the indices picked."""
@@ -254,8 +264,12 @@ class _StoredChunks:
                 self._array[tuple(slice(pick.start, pick.stop, pick.step) for pick in forward)]
             )
         # Chunks that are not there are empty by zarr's rules: all of them, once a store has gone.
-        if not is_store(self._place):
-            raise FileError(f"{self._path} is no longer there; find it, and open it again.")
+        # And others may be there by now.
+        found = _identity(self._array)
+        if found != self._identity:
+            if not found:
+                raise FileError(f"{self._path} is no longer there; find it, and open it again.")
+            raise FileError(f"{self._path} was replaced since it was opened; open it again.")
         turned = tuple(slice(None, None, 1 if pick.step > 0 else -1) for pick in picks)
         return stored[turned].astype(self.dtype, copy=False)
 
@@ -277,6 +291,15 @@ def _plainly(path: Path) -> Iterator[None]:
         raise FileError(
             f"{path} is not a whole zarr store ({said}); copy or export it again."
         ) from error
+
+
+def _identity(array: zarr.Array[Any]) -> tuple[tuple[int, int], ...]:
+    """What changes when another array takes a place; empty where none is there."""
+    place = _place_of(array)
+    with suppress(OSError):
+        found = [(place / name).stat() for name in MARKERS if (place / name).exists()]
+        return tuple((file.st_ino, file.st_mtime_ns) for file in found)
+    return ()
 
 
 def _place_of(node: zarr.Array[Any] | zarr.Group) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,11 @@ _DEEPEST = 64
 # Bytes of planes that the finest level holds until they fill its chunks, at most; but two planes.
 _HELD = 1 << 26
 _SMALL = 256  # voxels along each axis of the coarsest level, at most
-# Bytes that zarr takes to pack chunks, several at a time, and what means are made in.
-_PACKING = 1 << 26
+# Chunks that are packed at a time, the bytes that takes with what means are made in, and the
+# voxels of those.
+_THREADS = min(4, os.cpu_count() or 1)
+_PACKING = 3 << 25
+_BAND = 1 << 18
 
 
 class StoreFile:
@@ -118,32 +121,64 @@ def start(temporary: Sequence[Path], layout: Layout, stack: ExitStack, name: str
     import zarr
 
     (folder,) = temporary
-    group = zarr.open_group(folder, mode="w-", zarr_format=2)
-    # Voxels that are no whole numbers are no labels, whatever a header says.
-    labels = layout.origin.intent[0] in LABEL_INTENTS and layout.dtype.kind in "iu"
-    # One thread, to be waited for: who interrupts zarr leaves it writing.
-    thread = stack.enter_context(ThreadPoolExecutor(1, "napari-arssr store"))
+    pool = ThreadPoolExecutor(_THREADS, "napari-arssr store")
+    stack.callback(_end, pool)
 
-    def put(array: zarr.Array[Any], index: tuple[int | slice, ...], voxels: Array) -> None:
-        thread.submit(array.__setitem__, index, voxels).result()
+    def begin() -> _Level:
+        group = zarr.open_group(folder, mode="w-", zarr_format=2)
+        labels = layout.origin.intent[0] in LABEL_INTENTS
+        plan = _plan(layout.grid, layout.dtype)
+        group.attrs.update(_told(name, layout, [grid for grid, _, _ in plan], labels=labels))
+        level: _Level | None = None
+        for number, (grid, depth, factors) in reversed(list(enumerate(plan))):
+            coarser = None
+            if level is not None:
+                means = partial(_thinned, number) if labels else _averaged
+                coarser = (level, factors[0], partial(means, factors=factors))
+            array = _new_array(group, str(number), layout, grid.shape, depth)
+            level = _Level(array, partial(_put, pool), coarser)
+        assert level is not None  # there is the finest
+        return level
 
-    plan = _plan(layout.grid, layout.dtype)
-    level: _Level | None = None
-    for number, (grid, depth, factors) in reversed(list(enumerate(plan))):
-        coarser = None
-        if level is not None:
-            pool = partial(_thinned, number) if labels else _averaged
-            coarser = (level, factors[0], partial(pool, factors=factors))
-        level = _Level(_new_array(group, str(number), layout, grid.shape, depth), put, coarser)
-    assert level is not None  # there is the finest
-    group.attrs.update(_told(name, layout, [grid for grid, _, _ in plan], labels=labels))
-    return StoreFile(folder, level)
+    return StoreFile(folder, pool.submit(begin).result())
+
+
+def _put(
+    pool: Executor, array: zarr.Array[Any], index: tuple[int | slice, ...], part: Array
+) -> None:
+    """Store voxels that fill chunks along z and all there are along y and x.
+
+    Chunk by chunk, and all are waited for: where one fails zarr itself leaves others under way.
+    """
+    down, right = array.chunks[-2:]
+    blocks = [
+        (slice(y, y + down), slice(x, x + right))
+        for y in range(0, part.shape[1], down)
+        for x in range(0, part.shape[2], right)
+    ]
+    puts = [
+        pool.submit(array.__setitem__, (*index, *block), part[(slice(None), *block)])
+        for block in blocks
+    ]
+    wait(puts)
+    for put in puts:
+        put.result()
+
+
+def _end(pool: Executor) -> None:
+    """Have nothing written any more, even where it is interrupted twice."""
+    try:
+        pool.shutdown(cancel_futures=True)
+    except KeyboardInterrupt:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def held(grid: Grid, dtype: np.dtype[Any]) -> int:
     """Bytes that are held at most while a store is written."""
     voxels = sum(depth * level.shape[1] * level.shape[2] for level, depth, _ in _plan(grid, dtype))
-    planes = voxels * dtype.itemsize
+    # Beside the planes of all levels a plane on its way to the next, and what is being packed.
+    planes = (voxels + grid.shape[1] * grid.shape[2]) * dtype.itemsize
     return planes + min(planes, _PACKING)
 
 
@@ -227,7 +262,7 @@ def _told(name: str, layout: Layout, grids: Sequence[Grid], *, labels: bool) -> 
     }
     creator = {"name": PROGRAM, "version": napari_arssr.__version__}
     told: dict[str, Any] = {"multiscales": [image], "_creator": creator}
-    if labels:
+    if labels and layout.dtype.kind in "iu":  # other numbers are not allowed
         told["image-label"] = {"version": _VERSION}
     return told
 
@@ -247,6 +282,16 @@ def _thinned(number: int, planes: Array, factors: Shape) -> Array:
 
 def _averaged(planes: Array, factors: Shape) -> Array:
     """Means over blocks; over what is there of blocks at the ends."""
+    # In bands of rows: what is added up takes several times the memory of what is stored.
+    rows = factors[1] * max(1, _BAND // planes[0, 0].size)
+    bands = [
+        cast(_means(planes[:, start : start + rows], factors), planes.dtype)
+        for start in range(0, planes.shape[1], rows)
+    ]
+    return np.concatenate(bands, axis=1)
+
+
+def _means(planes: Array, factors: Shape) -> Array:
     means: Array = planes
     with np.errstate(invalid="ignore"):  # infinities of both signs
         for axis, factor in enumerate(factors):
@@ -258,4 +303,4 @@ def _averaged(planes: Array, factors: Shape) -> Array:
             pairs = first[: len(second)]
             pairs[...] = pairs / 2 + second.astype(kind) / 2  # a sum may be too large
             means = np.moveaxis(first, 0, axis)
-    return cast(means, planes.dtype)
+    return means

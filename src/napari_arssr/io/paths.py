@@ -227,9 +227,9 @@ def check_place(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
 
 def _check_place(path: Path, inputs: Iterable[AnyPath]) -> None:
     # Where it would lie in fact: a link may lead into a store.
-    place = path.parent.resolve() / path.name
+    place = Path(os.path.realpath(path.parent), path.name)
     store = _outermost(place)
-    if store != place:
+    if store != place and is_store(store):
         raise UsageError(f"{path} lies in the zarr store {store}; give the result another place.")
     if path.is_dir() and not (is_store(path) and names_store(path)):
         what = "zarr store of another name" if is_store(path) else "folder"
@@ -242,9 +242,9 @@ def _check_place(path: Path, inputs: Iterable[AnyPath]) -> None:
         )
     files = files_of(path)
     for given in inputs:
-        theirs = files_of(Path(given).resolve())
+        theirs = files_of(Path(os.path.realpath(given)))
         if any(
-            _same(mine, their) or their.is_relative_to(place.resolve())
+            _same(mine, their) or their.is_relative_to(os.path.realpath(place))
             for their in theirs
             for mine in files
         ):

@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -45,7 +46,7 @@ __all__ = [
     "create",
     "held_to_write",
     "keeps_orientation",
-    "label_type",
+    "told_as_labels",
     "write",
 ]
 
@@ -98,9 +99,8 @@ def write(
         if origin.dtype is not None:
             slope, intercept = origin.slope, origin.intercept
         dtype = origin.dtype
-    if names_store(path) and is_label_map(volume):  # whose levels are made in another way
-        origin = as_labels(origin)
-        dtype = label_type(path, volume.data.dtype) if dtype is None else dtype
+    if is_label_map(volume):
+        origin = told_as_labels(path, origin)
     with create(
         path,
         volume.grid,
@@ -119,9 +119,12 @@ def write(
     return Path(path)
 
 
-def label_type(path: AnyPath, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Number type of a label map's voxels in a file: their own; in OME-Zarr whole numbers."""
-    return np.dtype(np.int32) if names_store(path) and dtype.kind == "f" else dtype
+def told_as_labels(path: AnyPath, origin: Origin) -> Origin:
+    """What a file is told of a label map: in OME-Zarr that it is one, for its levels are made so.
+
+    Other formats keep what the input's header said.
+    """
+    return as_labels(origin) if names_store(path) else origin
 
 
 def keeps_orientation(path: AnyPath, grid: Grid) -> bool:
@@ -131,7 +134,9 @@ def keeps_orientation(path: AnyPath, grid: Grid) -> bool:
 
 def held_to_write(path: AnyPath, grid: Grid, dtype: npt.DTypeLike) -> int:
     """Bytes of memory that :func:`create` holds at most, beside the slabs that it is given."""
-    return ome_zarr_writing.held(grid, np.dtype(dtype)) if names_store(path) else 0
+    if not names_store(path):
+        return 0
+    return ome_zarr_writing.held(grid, _storable(Path(path), dtype, scaled=False))
 
 
 class _Sink(Protocol):
@@ -362,9 +367,10 @@ def _check_space(path: Path, need: int) -> None:
             raise disk_full(path, need)
 
 
-def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
+def _rename(temporary: list[Path], finals: Sequence[Path]) -> None:
+    """Give what was written its name; what is to be removed then is added to ``temporary``."""
     if names_store(finals[0]) and os.path.lexists(finals[0]):
-        _exchange(temporary[0], finals[0])
+        _exchange(temporary, finals[0])
         return
     # Of a pair the header goes first and comes last: without it there is no image, and an old
     # one must not meet new voxels.
@@ -380,25 +386,37 @@ def _rename(temporary: Sequence[Path], finals: Sequence[Path]) -> None:
     sync_folder(finals[0].parent)
 
 
-def _exchange(new: Path, old: Path) -> None:
+def _exchange(temporary: list[Path], old: Path) -> None:
     """A folder in the place of another, which Python cannot do at one stroke."""
+    (new,) = temporary
     aside = new.with_name(f"{PARTIAL}{secrets.token_hex(8)}{known_suffix(old)}")
     try:
         old.replace(aside)
         check_store(aside, old)  # much may have happened since the work began
         new.replace(old)
-    except BaseException:
+    except BaseException as error:
         if os.path.lexists(aside) and not os.path.lexists(old):
             aside.replace(old)
+        if isinstance(error, UsageError):
+            spare = _free_name(old)
+            new.replace(spare)
+            raise UsageError(f"{error} The new one is {spare}.") from None
         raise
-    _remove(aside)
+    temporary.append(aside)
     sync_folder(old.parent)
+
+
+def _free_name(path: Path) -> Path:
+    """A name like another that nothing has."""
+    suffix = known_suffix(path)
+    names = (f"{without_suffix(path.name)}_{number}{suffix}" for number in count(2))
+    return next(place for place in map(path.with_name, names) if not os.path.lexists(place))
 
 
 def _remove(path: Path) -> None:
     """Remove what is half written or replaced, file or folder, without complaint."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
     with suppress(OSError):
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
