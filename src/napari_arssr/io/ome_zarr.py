@@ -213,7 +213,7 @@ def not_ours(path: Path) -> str:
     numbers = [str(number) for number in range(len(levels))]
     if not (_is_ours(said) and levels and levels == numbers):
         return "."
-    notes = [*(key for key in said if key not in _OUR_NOTES)]
+    notes = [key for key in said if key not in _OUR_NOTES]
     with _plainly(path):
         notes += [key for level in levels for key in group[level].attrs]
     if notes:

@@ -75,7 +75,7 @@ class _Level:
     put : callable
         Takes the array, an index and the voxels to store there.
     coarser : tuple or None
-        The next level, and what makes one of its planes of as many of this level's as it has.
+        The next level, how many planes of this one make one of its planes, and what does so.
     """
 
     def __init__(self, array: zarr.Array[Any], put: _Put, coarser: _Coarser | None) -> None:
@@ -104,9 +104,9 @@ class _Level:
         if self._first == self._array.shape[-3]:
             self._frame, self._first = self._frame + 1, 0
         if self._coarser is not None:
-            level, depth, pool = self._coarser
+            level, depth, make = self._coarser
             for start in range(0, len(chunk), depth):  # one by one, for want of memory
-                level.write(pool(chunk[start : start + depth]))
+                level.write(make(chunk[start : start + depth]))
 
 
 _Put = Callable[["zarr.Array[Any]", tuple[int | slice, ...], Array], None]
@@ -133,8 +133,8 @@ def start(temporary: Sequence[Path], layout: Layout, stack: ExitStack, name: str
         for number, (grid, depth, factors) in reversed(list(enumerate(plan))):
             coarser = None
             if level is not None:
-                means = partial(_thinned, number) if labels else _averaged
-                coarser = (level, factors[0], partial(means, factors=factors))
+                make = partial(_thinned, number) if labels else _averaged
+                coarser = (level, factors[0], partial(make, factors=factors))
             array = _new_array(group, str(number), layout, grid.shape, depth)
             level = _Level(array, partial(_put, pool), coarser)
         assert level is not None  # there is the finest
