@@ -209,7 +209,7 @@ def test_the_wheel_installed_in_a_fresh_environment_has_all_it_needs(
     python = fresh_environment(tmp_path / "environment", wheel)
     place, *counts = json.loads(output_of(python, "-c", CONTRIBUTIONS))
     assert Path(place).is_relative_to(tmp_path)
-    assert counts == [1, 6, 5, 2]
+    assert counts == [1, 8, 5, 2]
     scripts = {path.stem for path in python.parent.iterdir()}
     assert {"napari-arssr", "napari-arssr-app"} <= scripts
     scan, out = Path(data_path) / "example4d.nii.gz", tmp_path / "out.nii.gz"
