@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -148,7 +148,8 @@ def _put(
 ) -> None:
     """Store voxels that fill chunks along z and all there are along y and x.
 
-    Chunk by chunk, and all are waited for: where one fails zarr itself leaves others under way.
+    Chunk by chunk: of several zarr itself leaves others under way where one fails. Those of the
+    pool are waited for at its end.
     """
     down, right = array.chunks[-2:]
     blocks = [
@@ -160,7 +161,6 @@ def _put(
         pool.submit(array.__setitem__, (*index, *block), part[(slice(None), *block)])
         for block in blocks
     ]
-    wait(puts)
     for put in puts:
         put.result()
 
